@@ -1,0 +1,109 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit import Lab
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def apt_programs() -> dict[str, str]:
+    """The programs that tests may need, from tests/apt.txt: program -> Debian package."""
+    lines = (ROOT / "tests/apt.txt").read_text().splitlines()
+    fields = [line.split(maxsplit=3) for line in lines if line.strip() and not line.startswith("#")]
+    return {program.rstrip(":"): package for package, _, program, _ in fields}
+
+
+@pytest.fixture(scope="session")
+def require_program(apt_programs: dict[str, str]) -> Callable[[str], str]:
+    """``require_program("tshark")`` is tshark's path; without it the test is skipped, and fails in CI."""
+
+    def require(program: str) -> str:
+        package = apt_programs[program]  # KeyError: add the program to tests/apt.txt
+        path = shutil.which(program)
+        if path is None:
+            reason = f"{program} is not on PATH; on Debian: apt-get install {package}"
+            if os.environ.get("CI"):
+                pytest.fail(f"{reason} (in CI no test is left out)")
+            pytest.skip(reason)
+        return path
+
+    return require
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A lab whose two hosts are 10 ms apart."""
+    with Lab(rtt_ms=10) as lab:
+        yield lab
+
+
+@pytest.fixture
+def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """``python(source, *words)`` starts a Python of its own that can import labkit, in a process group of its own."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str, *words: str, prefix: tuple[str, ...] = (), **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-c", source, *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """``until(lambda: …)`` waits for what no event announces, and fails at the deadline."""
+
+    def wait(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+        end = time.monotonic() + deadline_s
+        while not condition():
+            assert time.monotonic() < end, "it did not come about before the deadline"
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
+def processes_of() -> Callable[[object], dict[int, str]]:
+    """``processes_of(lab.directory)``: the lab's processes, programs and daemons on this machine, by pid."""
+
+    def find(directory: object) -> dict[int, str]:
+        found = {}
+        mark = str(directory).encode()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    words, variables = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+                except OSError:
+                    continue
+                if mark in words or mark in variables:
+                    found[int(entry.name)] = words.replace(b"\0", b" ").decode("utf-8", "replace")
+        return found
+
+    return find
