@@ -1,0 +1,343 @@
+"""The lab's helper: the process that owns the namespaces, makes sockets in them and starts programs on hosts.
+
+::
+
+    notebook ──▶ guardian ──▶ helper (process 1 of a PID namespace) ──▶ wire, programs, their children
+
+The guardian makes the lab's directory and the user, network and PID namespaces, waits, and removes the directory
+when nothing is left that could write to it. The helper is the first process of the PID namespace, so when it ends
+the kernel ends all that it started, even what has daemonised. It ends when the notebook's end of the control socket
+closes or the notebook's process does: SIGKILL of the notebook leaves nothing. It ends, too, with the guardian and
+with the wire.
+
+A socket belongs to the namespace in which it was created, not to the process that uses it. So the helper enters
+a host, opens a socket there, and passes the descriptor to the notebook.
+
+Runs as ``python -I -S`` (no site-packages: 20 ms instead of 200), so standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from labkit.network import rpc, wire
+from labkit.network.namespaces import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_REC,
+    end_with_parent,
+    keep_network_capabilities,
+    map_own_user,
+    mount,
+    setns,
+    unshare,
+)
+from labkit.network.netlink import IFF_NOARP, IFF_UP, RouteSocket, turn_offloads_off
+
+INTERFACE = "eth0"
+# The same start on every machine. Values that the kernel refuses (a read-only /proc/sys) are reported, not hidden.
+HOST_SYSCTLS = {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": f"{os.getegid()} {os.getegid()}",
+    "net.ipv4.tcp_fastopen": "3",
+    # Each connection starts afresh, not with the cwnd and RTT that the last one left behind.
+    "net.ipv4.tcp_no_metrics_save": "1",
+    # Kernels differ in their default (cubic, bbr); Reno is built into all of them and is what RFC 5681 describes.
+    "net.ipv4.tcp_congestion_control": "reno",
+    # The send buffer lets one connection have about 5 MB in flight: 1 Gbit/s at an RTT of 40 ms, and no more
+    # than the wire's ring holds, so that one fast sender cannot overrun the wire. Defaults differ with memory.
+    "net.ipv4.tcp_rmem": "4096 131072 33554432",
+    "net.ipv4.tcp_wmem": "4096 16384 7340032",
+    "net.ipv6.conf.all.accept_ra": "0",
+}
+
+
+def sysctl_path(name: str) -> str:
+    return "/proc/sys/" + name.replace(".", "/")
+
+
+def mac(number: int, side: int) -> bytes:
+    """A locally administered address: side 0 is the host's, side 1 the wire's."""
+    return bytes([2, 0, 0, 0, side, number])
+
+
+class Host:
+    """A host's namespace, as the helper knows it."""
+
+    def __init__(self, number: int, name: str, ip: str, ip6: str, namespace: int) -> None:
+        self.number, self.name, self.ip, self.ip6, self.namespace = number, name, ip, ip6, namespace
+
+
+class Helper:
+    def __init__(self, control: socket.socket, directory: str, wire_pid: int) -> None:
+        self.control = control
+        self.wire_pid = wire_pid
+        self.directory = directory
+        self.ipv6 = os.path.exists("/proc/net/if_inet6")
+        self.base = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self.hosts: dict[str, Host] = {}
+        self.programs: dict[int, socket.socket] = {}  # pid → where its exit status is awaited
+        self.handlers: dict[str, rpc.Handler] = {
+            "add_host": self.add_host,
+            "socket": self.open_socket,
+            "read": self.read_file,
+            "write": self.write_file,
+            "spawn": self.spawn,
+            "signal": self.signal_program,
+        }
+
+    @contextlib.contextmanager
+    def on(self, name: str) -> Any:
+        """Be on a host for the length of a block."""
+        setns(self.hosts[name].namespace, CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            setns(self.base, CLONE_NEWNET)
+
+    def add_host(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
+        """A namespace, a veth pair between it and the wire, addresses, and permanent neighbours all round."""
+        number, name = request["number"], request["name"]
+        unshare(CLONE_NEWNET)
+        namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        setns(self.base, CLONE_NEWNET)
+        wire_side = f"wire{number}"
+        host = Host(number, name, request["ip"], request["ip6"] if self.ipv6 else "", namespace)
+        with RouteSocket() as route:
+            route.add_veth(wire_side, mac(number, 1), INTERFACE, mac(number, 0), namespace)
+            index = socket.if_nametoindex(wire_side)
+            if host.ip6:
+                route.no_link_local(index)
+            route.set_flags(index, IFF_UP, IFF_UP)
+        turn_offloads_off(wire_side)
+        self.hosts[name] = host
+        refused: dict[str, str] = {}
+        with self.on(name), RouteSocket() as route:
+            for sysctl, value in HOST_SYSCTLS.items():
+                try:
+                    with open(sysctl_path(sysctl), "w") as file:
+                        file.write(value)
+                except OSError as exc:
+                    refused[sysctl] = exc.strerror or str(exc)
+            turn_offloads_off(INTERFACE)
+            eth0 = socket.if_nametoindex(INTERFACE)
+            route.set_flags(socket.if_nametoindex("lo"), IFF_UP, IFF_UP)
+            if host.ip6:
+                route.no_link_local(eth0)
+            # All neighbours are known. With NOARP the kernel asks for none and joins no multicast group, so no
+            # ARP, neighbour solicitation or MLD report ever stands between the packets of a lesson.
+            route.set_flags(eth0, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP)
+            route.add_address(eth0, host.ip, 24)
+            if host.ip6:
+                route.add_address(eth0, host.ip6, 64)
+        for other in self.hosts.values():
+            if other is not host:
+                self.introduce(host, other)
+                self.introduce(other, host)
+        with open(os.path.join(self.directory, "hosts"), "a") as file:
+            file.write(f"{host.ip} {name}.lab {name}\n")
+        return {"interface": wire_side, "index": index, "refused": refused, "ip6": host.ip6}, []
+
+    def introduce(self, host: Host, other: Host) -> None:
+        """Tell a host the other's link address, which it would else ask for with ARP and wait a round trip."""
+        with self.on(host.name), RouteSocket() as route:
+            index = socket.if_nametoindex(INTERFACE)
+            for address in filter(None, (other.ip, other.ip6)):
+                route.add_neighbour(index, address, mac(other.number, 0))
+
+    def open_socket(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
+        arguments = request["family"], request["type"], request["proto"]
+        if request["host"] is None:  # in the wire's own namespace: how a capture sees every link at once
+            sock = socket.socket(*arguments)
+        else:
+            with self.on(request["host"]):
+                sock = socket.socket(*arguments)
+        return {}, [sock.detach()]
+
+    def read_file(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
+        with self.on(request["host"]), open(request["path"]) as file:
+            return {"text": file.read()}, []
+
+    def write_file(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
+        with self.on(request["host"]), open(request["path"], "w") as file:
+            file.write(request["text"])
+        return {}, []
+
+    def spawn(
+        self, request: dict[str, Any], descriptors: list[int], reply_socket: socket.socket
+    ) -> tuple[rpc.Reply, list[int]] | None:
+        """Start a program on a host. Answers twice: when it is executing (or cannot), and when it has ended."""
+        # Closed by a successful exec, so an empty read says that the program runs (as in subprocess).
+        error_read, error_write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self.become(request, descriptors, error_write)
+        os.close(error_write)
+        with open(error_read, "rb") as pipe:
+            report = pipe.read()
+        if report:
+            os.waitpid(pid, 0)
+            failure = json.loads(report)
+            raise OSError(failure["errno"], failure["error"])
+        self.programs[pid] = reply_socket
+        try:
+            rpc.send(reply_socket, {"pid": pid})
+        except rpc.Disconnected:  # the caller was interrupted: nobody knows of this program
+            os.killpg(pid, signal.SIGKILL)
+        return None
+
+    def become(self, request: dict[str, Any], descriptors: list[int], error_write: int) -> None:
+        """In the forked child: enter the host and execute the program. Never returns."""
+        try:
+            os.setsid()
+            setns(self.hosts[request["host"]].namespace, CLONE_NEWNET)
+            for target, descriptor in enumerate(descriptors[:3]):
+                os.dup2(descriptor, target)
+            for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
+            if request["cwd"] is not None:
+                os.chdir(request["cwd"])
+            keep_network_capabilities()
+            os.execvpe(request["argv"][0], request["argv"], request["env"])
+        except OSError as exc:
+            os.write(error_write, json.dumps({"errno": exc.errno, "error": exc.strerror}).encode())
+        except ValueError as exc:  # a null character in an argument
+            os.write(error_write, json.dumps({"errno": errno.EINVAL, "error": str(exc)}).encode())
+        finally:
+            os._exit(127)
+
+    def signal_program(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
+        """Signal a program and the processes it started, which share its session's process group."""
+        with contextlib.suppress(ProcessLookupError):  # all of them have ended
+            os.killpg(request["pid"], request["signal"])
+        return {}, []
+
+    def reap(self) -> None:
+        """Collect what has ended: as process 1 of its namespace the helper inherits every orphan.
+
+        Raises Disconnected where the wire is what has ended: its lab is of no use.
+        """
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self.wire_pid:
+                    raise rpc.Disconnected
+                waiting = self.programs.pop(pid, None)
+                if waiting is not None:
+                    with contextlib.suppress(rpc.Disconnected), waiting:
+                        rpc.send(waiting, {"exit": os.waitstatus_to_exitcode(status)})
+
+    def run(self, notebook: int, wakeup: socket.socket) -> None:
+        """Serve until the notebook's process or its end of the control socket has gone."""
+        poll = select.poll()
+        for descriptor in (self.control.fileno(), notebook, wakeup.fileno()):
+            poll.register(descriptor, select.POLLIN)
+        while True:
+            for descriptor, _ in poll.poll():
+                if descriptor == notebook:
+                    return
+                try:
+                    if descriptor == wakeup.fileno():
+                        wakeup.recv(4096)
+                        self.reap()
+                    else:
+                        rpc.answer_one(self.control, self.handlers)
+                except rpc.Disconnected:
+                    return
+
+
+def enter_namespaces() -> None:
+    """New user, mount, network and PID namespaces; only the last three where a root may not have the first."""
+    uid, gid = os.geteuid(), os.getegid()
+    kinds = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID
+    try:
+        unshare(CLONE_NEWUSER)
+    except OSError:
+        if uid != 0:
+            raise
+    else:
+        map_own_user(uid, gid)
+    unshare(kinds)
+
+
+def hosts_file(directory: str) -> dict[str, str]:
+    """Give programs the lab's names by an /etc/hosts of their own. Returns what the kernel refused."""
+    path = os.path.join(directory, "hosts")
+    with open(path, "w") as file:
+        file.write("127.0.0.1 localhost\n::1 localhost\n")
+    try:
+        mount("none", "/", MS_REC | MS_PRIVATE)
+        mount(path, "/etc/hosts", MS_BIND)
+    except OSError as exc:
+        return {"hosts file": exc.strerror or str(exc)}
+    return {}
+
+
+def main() -> None:
+    """Arguments: descriptor of the control socket, of the wire's, of the notebook's pidfd; directory; seed."""
+    control_number, wire_number, notebook = (int(text) for text in sys.argv[1:4])
+    directory, seed = sys.argv[4], int(sys.argv[5])
+    for descriptor in (control_number, wire_number, notebook):
+        os.set_inheritable(descriptor, False)  # none of the programs' business
+    control, wire_control = socket.socket(fileno=control_number), socket.socket(fileno=wire_number)
+    os.mkdir(directory, 0o700)
+    try:
+        enter_namespaces()
+        helper = os.fork()
+    except OSError as exc:
+        shutil.rmtree(directory, ignore_errors=True)
+        rpc.send(control, {"errno": exc.errno, "error": exc.strerror})
+        os._exit(1)
+    if helper:
+        control.close()
+        wire_control.close()
+        os.waitpid(helper, 0)
+        shutil.rmtree(directory, ignore_errors=True)
+        os._exit(0)
+    try:
+        end_with_parent()
+        helper_main(control, wire_control, notebook, directory, seed)
+    except BaseException:
+        traceback.print_exc()  # to standard error, which the notebook quotes
+        os._exit(1)
+    os._exit(0)
+
+
+def helper_main(control: socket.socket, wire_control: socket.socket, notebook: int, directory: str, seed: int) -> None:
+    """Process 1: start the wire, say that the lab is there, serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wakeup, waker = socket.socketpair()
+    for end in (wakeup, waker):
+        end.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    refused = hosts_file(directory)
+    wire_pid = os.fork()
+    if wire_pid == 0:
+        control.close()
+        wire.main(wire_control, seed)
+    wire_control.close()
+    helper = Helper(control, directory, wire_pid)
+    rpc.send(control, {"pid": int(os.readlink("/proc/self")), "refused": refused})
+    helper.run(notebook, wakeup)
+
+
+if __name__ == "__main__":
+    main()

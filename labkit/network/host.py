@@ -1,0 +1,212 @@
+"""A host of the lab: its own kernel network stack, its programs, its settings and its counters."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import InvalidValue, LabError
+from labkit.network import process, sockets
+from labkit.network.link import Link
+
+if TYPE_CHECKING:
+    from labkit.network.network import Network
+
+
+class Host:
+    """One host. ``with host:`` makes Python's networking code run on it; see labkit.network.sockets.
+
+    Attributes:
+        name: "client".
+        fqdn: "client.lab", which resolves inside the lab.
+        ip: its IPv4 address.
+        ip6: its IPv6 address, "" where the kernel has no IPv6.
+        number: last number of its addresses.
+        interface_index: kernel index of its link at the wire's end, as captures on the wire name it.
+        network: the lab it belongs to.
+        sysctl: its kernel settings, a mapping: ``host.sysctl["net.ipv4.tcp_fastopen"] = 3``.
+    """
+
+    def __init__(self, network: Network, number: int, name: str, ip: str, ip6: str, interface_index: int) -> None:
+        self.network = network
+        self.number, self.name, self.ip, self.ip6 = number, name, ip, ip6
+        self.interface_index = interface_index
+        self.fqdn = f"{name}.lab"
+        self.sysctl: MutableMapping[str, str] = Sysctl(self)
+        self._link = Link()
+
+    def __repr__(self) -> str:
+        return f"<Host {self.fqdn} {self.ip}{' (closed)' if self.network.closed else ''}>"
+
+    def __enter__(self) -> Host:
+        self.network.check_open()
+        sockets.enter(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        sockets.leave()
+
+    @property
+    def lab(self) -> Network:
+        """The lab it belongs to."""
+        return self.network
+
+    @property
+    def link(self) -> Link:
+        """The link between this host and the middle of the wire."""
+        return self._link
+
+    def set_link(self, *, seed: int | None = None, **changes: Any) -> Link:
+        """Change the link while it runs: ``set_link(rtt_ms=80, loss=0.01)``.
+
+        Args:
+            seed: start the link's random numbers again, so that an experiment with loss can be repeated.
+            changes: fields of labkit.Link.
+
+        Returns:
+            the link as it is now.
+
+        Raises:
+            InvalidValue: an unknown field or a value out of its range; nothing was changed.
+        """
+        link = self._link.changed(**changes)
+        self.network.wire.set_link(self.number, link, seed)
+        self._link = link
+        return link
+
+    def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int:
+        """A socket of this host as a bare descriptor, which the caller owns. Raises the kernel's own OSError."""
+        request = {"op": "socket", "host": self.name, "family": int(family), "type": int(kind), "proto": protocol}
+        _, (descriptor,) = self.network.call(request)
+        return descriptor
+
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+        """A socket of this host, without entering it. Raises the kernel's own OSError."""
+        return socket.socket(fileno=self.open_descriptor(family, kind, protocol))
+
+    def run(
+        self,
+        args: Sequence[str],
+        *,
+        timeout_s: float = 30.0,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> process.Completed:
+        """Run a program on this host to its end: ``host.run(["curl", "https://server.lab/"])``.
+
+        Args:
+            args: the program and its arguments.
+            timeout_s: deadline in seconds; the program is ended when it passes.
+            stdin: what it reads.
+            env: environment variables on top of the notebook's. Set for you: SSLKEYLOGFILE and the lab's authority.
+            cwd: directory to run in, the notebook's by default.
+
+        Raises:
+            ProgramNotFound: it is not on PATH.
+            NotReady: it did not end in time.
+        """
+        return process.run(self, args, timeout_s=timeout_s, stdin=stdin, env=env, cwd=cwd)
+
+    def start(
+        self,
+        args: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> process.Program:
+        """Start a program on this host and go on. It ends with the lab at the latest. Raises as ``run`` does."""
+        return process.Program(self, args, stdin=stdin, env=env, cwd=cwd)
+
+    @property
+    def counters(self) -> Counters:
+        """The kernel's counters of this host, now. Subtract two of them to see what happened in between."""
+        return Counters.parse(
+            *(self.network.read_file(self.name, f"/proc/net/{name}") for name in ("snmp", "netstat", "snmp6"))
+        )
+
+
+class Counters(Mapping[str, int]):
+    """Kernel counters, named as nstat(8) names them: "TcpActiveOpens", "TcpExtListenOverflows"."""
+
+    def __init__(self, values: dict[str, int]) -> None:
+        self._values = values
+
+    @classmethod
+    def parse(cls, snmp: str, netstat: str, snmp6: str) -> Counters:
+        """From the texts of /proc/net/snmp, netstat (a line of names, then a line of values) and snmp6."""
+        values: dict[str, int] = {}
+        for text in (snmp, netstat):
+            lines = [line.split() for line in text.splitlines()]
+            for names, numbers in zip(lines[::2], lines[1::2], strict=True):
+                prefix = names[0].rstrip(":")
+                values.update({prefix + name: int(n) for name, n in zip(names[1:], numbers[1:], strict=True)})
+        for line in snmp6.splitlines():
+            name, number = line.split()
+            values[name] = int(number)
+        return cls(values)
+
+    def __getitem__(self, name: str) -> int:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __sub__(self, earlier: Counters) -> Counters:
+        return Counters({name: value - earlier.get(name, 0) for name, value in self._values.items()})
+
+    def changed(self) -> dict[str, int]:
+        """Those that are not 0: of a difference, what happened."""
+        return {name: value for name, value in self._values.items() if value}
+
+    def __repr__(self) -> str:
+        return f"<Counters {self.changed()}>"
+
+
+class Sysctl(MutableMapping[str, str]):
+    """A host's kernel settings below net., as sysctl(8) names them. Values are text; numbers are taken too."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    @staticmethod
+    def _path(name: str) -> str:
+        if not isinstance(name, str) or not name.startswith("net.") or ".." in name or "/" in name:
+            raise InvalidValue(f"sysctl {name!r}: a host has those below net., for instance 'net.ipv4.tcp_fastopen'")
+        return "/proc/sys/" + name.replace(".", "/")
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._host.network.read_file(self._host.name, self._path(name)).strip()
+        except (FileNotFoundError, IsADirectoryError):
+            raise KeyError(f"{name}: this kernel gives a host no such setting") from None
+
+    def __setitem__(self, name: str, value: object) -> None:
+        path = self._path(name)
+        try:
+            self._host.network.write_file(self._host.name, path, f"{value}\n")
+        except (FileNotFoundError, IsADirectoryError):
+            raise KeyError(f"{name}: this kernel gives a host no such setting") from None
+        except OSError as exc:
+            raise LabError(
+                f"{name} = {value!r} on {self._host.name}: the kernel says {exc.strerror!r}. "
+                "Look at the values it takes, and whether /proc/sys can be written (labkit doctor)"
+            ) from exc
+
+    def __delitem__(self, name: str) -> None:
+        raise InvalidValue(f"sysctl {name!r} cannot be deleted: set it to another value")
+
+    def __iter__(self) -> Iterator[str]:
+        text = self._host.run(["sh", "-c", "cd /proc/sys && find net -type f -perm /200"]).check().stdout
+        return iter(sorted(line.replace("/", ".") for line in text.split()))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        return f"<Sysctl of {self._host.name}>"

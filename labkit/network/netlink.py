@@ -1,0 +1,119 @@
+"""Links, addresses and neighbours by rtnetlink: the eight requests that a host needs.
+
+pyroute2 does all of this and more, but importing it takes longer than a whole lab takes to come up.
+Sources: rtnetlink(7), veth(4), linux/if_link.h, linux/ethtool.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+
+RTM_NEWLINK, RTM_NEWADDR, RTM_NEWNEIGH = 16, 20, 28
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x400
+NLMSG_ERROR = 2
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 1, 3, 18, 26, 28
+IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD, IFA_F_PERMANENT = 1, 2, 8, 0x02, 0x80
+NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
+IFF_UP, IFF_NOARP = 0x1, 0x80
+SIOCETHTOOL = 0x8946
+OFFLOADS = {"rx-checksum": 0x15, "tx-checksum": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}  # ETHTOOL_S…
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One netlink attribute, padded to four bytes."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def link_header(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    """struct ifinfomsg."""
+    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, flags, change)
+
+
+class RouteSocket:
+    """A NETLINK_ROUTE socket of the namespace it is opened in; every request is acknowledged or raises OSError."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> RouteSocket:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def request(self, kind: int, flags: int, payload: bytes) -> None:
+        self._sequence += 1
+        flags |= NLM_F_REQUEST | NLM_F_ACK
+        header = struct.pack("=IHHII", 16 + len(payload), kind, flags, self._sequence, 0)
+        self._socket.send(header + payload)
+        answer = self._socket.recv(65536)
+        _, answer_kind, _, _, _, error = struct.unpack_from("=IHHIIi", answer)
+        if answer_kind != NLMSG_ERROR or error:
+            raise OSError(-error, f"rtnetlink request {kind}: {os.strerror(-error)}")
+
+    def add_veth(self, name: str, address: bytes, peer: str, peer_address: bytes, peer_namespace: int) -> None:
+        """A veth pair: `name` here, `peer` in the namespace behind a descriptor."""
+        peer_message = link_header() + b"".join(
+            [
+                attribute(IFLA_IFNAME, peer.encode() + b"\0"),
+                attribute(IFLA_ADDRESS, peer_address),
+                attribute(IFLA_NET_NS_FD, struct.pack("=I", peer_namespace)),
+            ]
+        )
+        link_info = attribute(IFLA_INFO_KIND, b"veth") + attribute(
+            IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer_message)
+        )
+        message = link_header() + attribute(IFLA_IFNAME, name.encode() + b"\0")
+        message += attribute(IFLA_ADDRESS, address) + attribute(IFLA_LINKINFO, link_info)
+        self.request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, message)
+
+    def set_flags(self, index: int, flags: int, change: int) -> None:
+        """Set the interface flags named in `change` to `flags`."""
+        self.request(RTM_NEWLINK, 0, link_header(index, flags, change))
+
+    def no_link_local(self, index: int) -> None:
+        """No fe80:: address, hence no router solicitation when the link comes up."""
+        mode = attribute(IFLA_INET6_ADDR_GEN_MODE, bytes([IN6_ADDR_GEN_MODE_NONE]))
+        family = attribute(IFLA_AF_SPEC, attribute(socket.AF_INET6, mode))
+        self.request(RTM_NEWLINK, 0, link_header(index) + family)
+
+    def add_address(self, index: int, address: str, prefix: int) -> None:
+        """An IPv4 or IPv6 address, without duplicate address detection."""
+        family, packed = pack_address(address)
+        message = struct.pack("=BBBBI", family, prefix, IFA_F_NODAD | IFA_F_PERMANENT, 0, index)
+        message += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
+        self.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, message)
+
+    def add_neighbour(self, index: int, address: str, link_address: bytes) -> None:
+        """A permanent neighbour: without it the first packet waits one round trip for ARP."""
+        family, packed = pack_address(address)
+        message = struct.pack("=BxxxiHBB", family, index, NUD_PERMANENT, 0, 0)
+        message += attribute(NDA_DST, packed) + attribute(NDA_LLADDR, link_address)
+        self.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, message)
+
+
+def pack_address(address: str) -> tuple[int, bytes]:
+    """Family and network-order bytes of a textual address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address)
+
+
+def turn_offloads_off(name: str) -> None:
+    """Make the interface carry the segments that a real wire would: whole checksums, no 64 KiB super-frames.
+
+    With them on, the frames that the wire reads have no checksum yet, and the receiver drops UDP silently.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for command in OFFLOADS.values():
+            value = ctypes.create_string_buffer(struct.pack("=II", command, 0), 8)  # struct ethtool_value
+            fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sP16x", name.encode(), ctypes.addressof(value)))

@@ -1,0 +1,125 @@
+"""A packet socket's receive ring: frames that the kernel writes into shared memory, with its own time stamps.
+
+The wire reads its hosts' frames from such rings, and a capture reads its own. A ring is not bound by
+``net.core.rmem_max`` (208 KiB on most machines, about 90 full frames), so a reader that is held up for some
+milliseconds loses nothing; and what it does lose, the kernel counts.
+
+Sources: packet(7), Documentation/networking/packet_mmap.rst (TPACKET_V2), linux/if_packet.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ETH_P_ALL = 3
+SOL_PACKET = 263
+PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_IGNORE_OUTGOING = 5, 6, 10, 23
+TPACKET_V2 = 1
+TP_STATUS_KERNEL, TP_STATUS_USER = 0, 1
+PACKET_OUTGOING = 4
+
+SLOT_BYTES = 1600  # header, address and a frame of 1514 bytes
+BLOCK_BYTES = 1 << 18
+SLOTS_PER_BLOCK = BLOCK_BYTES // SLOT_BYTES
+# struct tpacket2_hdr (status, length, captured length, offset of the frame, …, seconds, nanoseconds), padding,
+# then struct sockaddr_ll from byte 32 on (family, protocol, interface index, hardware type, packet type).
+_HEADER = struct.Struct("=IIIHHII8xHHiHB")
+_STATUS = struct.Struct("=I")
+
+
+class RingFrame(NamedTuple):
+    """One frame out of a ring: kernel time (CLOCK_REALTIME, ns), bytes on the wire, interface, direction, bytes."""
+
+    time_ns: int
+    length: int
+    interface: int
+    outgoing: bool
+    data: bytes
+
+
+class Ring:
+    """The frames of one interface, or of every interface of a namespace.
+
+    Args:
+        packet_socket: an AF_PACKET socket, which the ring owns: protocol 0 to bind it to one interface,
+            ``socket.htons(ETH_P_ALL)`` to see every interface.
+        interface: name of the one interface, "" for every one.
+        size_bytes: memory for frames, a slot of 1600 bytes each, rounded up to 256 KiB.
+        ignore_outgoing: leave out what this namespace sends.
+
+    Raises:
+        OSError: the kernel refused the ring; the socket is closed.
+    """
+
+    def __init__(
+        self,
+        packet_socket: socket.socket,
+        interface: str = "",
+        *,
+        size_bytes: int = 8 << 20,
+        ignore_outgoing: bool = False,
+    ) -> None:
+        self.socket = packet_socket
+        blocks = max(1, -(-size_bytes // BLOCK_BYTES))
+        self._offsets = [
+            block * BLOCK_BYTES + slot * SLOT_BYTES for block in range(blocks) for slot in range(SLOTS_PER_BLOCK)
+        ]
+        self._next = 0
+        self._dropped = 0
+        try:
+            packet_socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+            if ignore_outgoing:
+                packet_socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+            request = struct.pack("=IIII", BLOCK_BYTES, blocks, SLOT_BYTES, len(self._offsets))
+            packet_socket.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            self._memory = mmap.mmap(packet_socket.fileno(), blocks * BLOCK_BYTES)
+            if interface:
+                packet_socket.bind((interface, ETH_P_ALL))
+            self.dropped()
+            self._dropped = 0  # what came before the ring was there was not asked for
+        except OSError:
+            packet_socket.close()
+            raise
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def frames(self, limit: int) -> Iterator[RingFrame]:
+        """The frames that are there, at most `limit`, in order. Each slot goes back to the kernel when it was read."""
+        memory, offsets, at = self._memory, self._offsets, self._next
+        for _ in range(limit):
+            offset = offsets[at]
+            header = _HEADER.unpack_from(memory, offset)
+            status, length, captured, start, _, seconds, nanoseconds, _, _, interface, _, kind = header
+            if not status & TP_STATUS_USER:
+                break
+            data = memory[offset + start : offset + start + captured]
+            _STATUS.pack_into(memory, offset, TP_STATUS_KERNEL)
+            at = at + 1 if at + 1 < len(offsets) else 0
+            self._next = at
+            time_ns = seconds * 1_000_000_000 + nanoseconds
+            yield RingFrame(time_ns, length, interface, kind == PACKET_OUTGOING, data)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for a frame; False at the deadline."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def dropped(self) -> int:
+        """Frames that the kernel found no room for, since the ring was made."""
+        _, dropped = struct.unpack("=II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        self._dropped += dropped  # the kernel's own count starts again at every look
+        return self._dropped
+
+    def close(self) -> None:
+        """Stop capturing and give the memory back; closing twice is fine."""
+        self.socket.close()
+        with contextlib.suppress(BufferError):
+            self._memory.close()

@@ -1,0 +1,127 @@
+"""The notebook's hand on the wire: links, rules and counts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from labkit.network.link import Counts, Link, Rule
+
+if TYPE_CHECKING:
+    from labkit.network.network import Network
+
+
+class WireControl:
+    """``lab.wire``: what the wire does to frames, changed while it runs."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def __repr__(self) -> str:
+        links = ", ".join(f"{host.name} {host.link.rtt_ms:g} ms" for host in self._network.hosts.values())
+        return f"<Wire {links}>"
+
+    def attach(self, number: int, host: str, interface: str) -> None:
+        """Plug a host in. Called by the lab."""
+        self._network.call_wire({"op": "attach", "number": number, "host": host, "interface": interface})
+
+    def set_link(self, number: int, link: Link, seed: int | None) -> None:
+        """Change a host's link. Called by ``host.set_link``."""
+        self._network.call_wire({"op": "set", "number": number, "link": vars(link), "seed": seed})
+
+    def drop(self, **conditions: Any) -> RuleHandle:
+        """Drop the packets that match: ``lab.wire.drop(source="server", tcp_flags="SA", count=1)``.
+
+        Args:
+            conditions: fields of labkit.Rule.
+
+        Returns:
+            a handle with ``.acted``, ``.matched`` and ``.remove()``; a context manager, too.
+
+        Raises:
+            InvalidValue: a condition that cannot be.
+        """
+        return self.add(Rule("drop", **conditions))
+
+    def delay(self, delay_ms: float, **conditions: Any) -> RuleHandle:
+        """Hold the packets that match for `delay_ms` more. Arguments and errors as for ``drop``."""
+        return self.add(Rule("delay", delay_ms=delay_ms, **conditions))
+
+    def duplicate(self, **conditions: Any) -> RuleHandle:
+        """Deliver the packets that match twice. Arguments and errors as for ``drop``."""
+        return self.add(Rule("duplicate", **conditions))
+
+    def add(self, rule: Rule) -> RuleHandle:
+        """Put a rule to work. Rules are asked in the order in which they came."""
+        for name in filter(None, (rule.source, rule.destination)):
+            self._network[name]  # InvalidValue for a host that is not there: such a rule would never match
+        reply = self._network.call_wire({"op": "rule", "rule": rule.as_message()})
+        return RuleHandle(self._network, reply["identity"], rule)
+
+    @property
+    def counts(self) -> dict[str, dict[str, Counts]]:
+        """What the wire carried and dropped: ``counts["client"]["up"]`` is what the client sent."""
+        links = self._network.call_wire({"op": "counts"})["links"]
+        return {host: {way: Counts(**counts) for way, counts in ways.items()} for host, ways in links.items()}
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that are on their way at this moment; 0 when the wire is quiet."""
+        return int(self._network.call_wire({"op": "counts"})["in_flight"])
+
+    def settle(self, timeout_s: float | None = None) -> bool:
+        """Wait until no frame is on its way, so that what was sent last has arrived.
+
+        Args:
+            timeout_s: deadline in seconds, by default two round trips of the longest link and half a second.
+
+        Returns:
+            whether the wire is quiet; False where traffic goes on at the deadline.
+        """
+        if timeout_s is None:
+            longest = max((host.link.rtt_ms for host in self._network.hosts.values()), default=0.0)
+            timeout_s = 2 * longest / 1000 + 0.5
+        deadline = time.monotonic() + timeout_s
+        while self.in_flight:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)  # the wire tells no one when it falls silent
+        return True
+
+
+class RuleHandle:
+    """A rule at work. ``with lab.wire.drop(…) as rule:`` removes it at the end of the block."""
+
+    def __init__(self, network: Network, identity: int, rule: Rule) -> None:
+        self._network, self._identity = network, identity
+        self.rule = rule
+
+    def __enter__(self) -> RuleHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        return f"<RuleHandle {self.rule}>"
+
+    def _counts(self) -> dict[str, int]:
+        rules: dict[str, dict[str, int]] = self._network.call_wire({"op": "rules"})["rules"]
+        self._last: dict[str, int] = rules.get(str(self._identity), getattr(self, "_last", {"matched": 0, "acted": 0}))
+        return self._last
+
+    @property
+    def matched(self) -> int:
+        """Packets that met every condition so far."""
+        return self._counts()["matched"]
+
+    @property
+    def acted(self) -> int:
+        """Packets that the rule dropped, delayed or duplicated so far."""
+        return self._counts()["acted"]
+
+    def remove(self) -> None:
+        """Take the rule away; its counts stay readable. Removing twice is fine."""
+        if not self._network.closed:
+            self._counts()
+            self._network.call_wire({"op": "unrule", "identity": self._identity})

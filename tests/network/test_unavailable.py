@@ -1,0 +1,84 @@
+"""Machines that give no lab, or not all of one, rehearsed on this one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+TRY = """
+import gc, glob, json, os, sys, tempfile, threading
+tempfile.tempdir = tempfile.mkdtemp()
+before = sorted(os.listdir("/proc/self/fd"))
+from labkit import Lab, LabUnavailable
+from labkit.network import sockets
+report = {}
+try:
+    lab = Lab(rtt_ms=0)
+    with lab:
+        report["refused"], report["tier"] = lab.refused, lab.tier
+        with lab.server:
+            import socket
+            server = socket.create_server(("", 8080))
+        with lab.client:
+            socket.create_connection(("server.lab", 8080)).close()
+        server.close()
+        report["ran"] = lab.client.run(["echo", "ran"]).stdout
+except LabUnavailable as exc:
+    report["unavailable"] = str(exc)
+    exc.__traceback__ = None
+lab = None
+gc.collect()
+report["left"] = glob.glob(tempfile.tempdir + "/*") + open("/proc/self/task/%d/children" % os.getpid()).read().split()
+report["threads"], report["labs"] = threading.active_count(), sockets._labs_open
+report["descriptors"] = [n for n in sorted(os.listdir("/proc/self/fd")) if n not in before]
+os.rmdir(tempfile.tempdir)
+print(json.dumps(report))
+"""
+
+
+def rehearse(python: Start, *prefix: str) -> dict[str, object]:
+    process = python(TRY, prefix=prefix)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert err == ""
+    report: dict[str, object] = json.loads(out)
+    assert (report["left"], report["threads"], report["labs"], report["descriptors"]) == ([], 1, 0, [])
+    return report
+
+
+@pytest.fixture(autouse=True)
+def needs_user_namespaces() -> None:
+    done = subprocess.run(["unshare", "-Ur", "true"], capture_output=True)
+    if done.returncode != 0:
+        pytest.skip("the rehearsal itself needs user namespaces")
+
+
+def test_no_user_namespaces(python: Start) -> None:
+    off = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
+    report = rehearse(python, "unshare", "-Ur", "sh", "-c", off, "sh")
+    said = str(report["unavailable"])
+    assert "user.max_user_namespaces is 0" in said
+    assert "sudo sysctl -w user.max_user_namespaces=" in said
+
+
+def test_too_few_network_namespaces(python: Start) -> None:
+    few = 'echo 2 > /proc/sys/user/max_net_namespaces; exec "$@"'
+    said = str(rehearse(python, "unshare", "-Ur", "sh", "-c", few, "sh")["unavailable"])
+    assert "No space left on device" in said
+    assert "close other labs" in said
+
+
+def test_fixed_sysctls(python: Start) -> None:
+    fixed = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    report = rehearse(python, "unshare", "-Urm", "sh", "-c", fixed, "sh")
+    refused = report["refused"]
+    assert isinstance(refused, dict)
+    assert refused["net.ipv4.tcp_fastopen"] == "Read-only file system"
+    assert set(refused) <= {name for name in refused if name.startswith("net.")}
+    assert report["tier"] == "kernel, fixed sysctls"
+    assert report["ran"] == "ran\n"

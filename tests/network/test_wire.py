@@ -1,0 +1,442 @@
+"""The wire: delay, loss, rate, order, rules and counts, with real packets."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from labkit import InvalidValue, Lab, Link
+from labkit.network.ring import ETH_P_ALL, Ring
+
+Until = Callable[..., None]
+
+
+@contextlib.contextmanager
+def udp(lab: Lab, port: int = 9) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A socket of the client and one of the server, connected."""
+    with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
+        with lab.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            theirs.bind((lab.server.ip, port))
+            ours.connect((lab.server.ip, port))
+            theirs.connect(ours.getsockname())
+            yield ours, theirs
+
+
+def numbers(lab: Lab, sender: socket.socket, receiver: socket.socket, count: int, size: int = 100) -> list[int]:
+    """Send numbered datagrams, wait until the wire is quiet, return the numbers that arrived, in order."""
+    for number in range(count):
+        sender.send(number.to_bytes(4, "big").ljust(size, b"."))
+    return received(lab, receiver)
+
+
+def quiet(lab: Lab) -> None:
+    """Wait until no frame is on the wire."""
+    deadline = time.monotonic() + 20
+    while lab.wire.in_flight:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def received(lab: Lab, receiver: socket.socket) -> list[int]:
+    quiet(lab)
+    receiver.setblocking(False)
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(int.from_bytes(receiver.recv(2000)[:4], "big"))
+    return found
+
+
+def balance(lab: Lab) -> dict[str, int]:
+    """What came in and what became of it, over all links."""
+    quiet(lab)
+    total: Counter[str] = Counter()
+    for ways in lab.wire.counts.values():
+        for way, counts in ways.items():
+            for name, value in vars(counts).items():
+                total[f"missed {way}" if name == "missed" else name] += value
+    came = total["frames"] + total["duplicated"]
+    went = sum(total[name] for name in ("delivered", "lost", "overflowed", "ruled_out", "unaddressed", "missed down"))
+    assert came == went, dict(total)
+    assert total["missed up"] == 0
+    return dict(total)
+
+
+def echo_ms(ours: socket.socket, theirs: socket.socket) -> float:
+    """Median round trip of a datagram and its echo."""
+    times = []
+    for socket_ in (ours, theirs):
+        socket_.settimeout(20)
+    for _ in range(7):
+        start = time.perf_counter()
+        ours.send(b"x")
+        theirs.send(theirs.recv(100))
+        ours.recv(100)
+        times.append((time.perf_counter() - start) * 1000)
+    return statistics.median(times)
+
+
+# Delay.
+
+
+def test_connecting_takes_a_round_trip() -> None:
+    with Lab(rtt_ms=100) as lab, lab.server, socket.create_server(("", 80)), lab.client:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            with socket.create_connection(("server.lab", 80)):
+                times.append((time.perf_counter() - start) * 1000)
+    assert 1.0 <= statistics.median(times) / 100 < 1.3
+
+
+def test_the_rtt_of_two_hosts_is_the_sum_of_their_links() -> None:
+    with Lab(rtt_ms=60, hosts={"far": Link(rtt_ms=90)}) as lab:
+        with lab.far.socket(socket.AF_INET, socket.SOCK_DGRAM) as far:
+            far.bind((lab.far.ip, 9))
+            with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
+                ours.connect((lab.far.ip, 9))
+                ours.send(b"here I am")
+                far.connect(far.recvfrom(100)[1])
+                assert 1.0 <= echo_ms(ours, far) / 150 < 1.3
+        with udp(lab) as (ours, theirs):
+            assert 1.0 <= echo_ms(ours, theirs) / 60 < 1.3
+
+
+def test_the_delay_changes_while_the_lab_runs(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        before = echo_ms(ours, theirs)
+        assert lab.set_link(rtt_ms=80).rtt_ms == lab.rtt_ms == 80
+        assert 1.0 <= echo_ms(ours, theirs) / 80 < 1.3
+        lab.set_link(rtt_ms=10)
+        assert before < 40 > echo_ms(ours, theirs)
+
+
+def test_a_frame_under_way_keeps_its_place_when_the_delay_shrinks(lab: Lab) -> None:
+    lab.set_link(rtt_ms=300)
+    with udp(lab) as (ours, theirs):
+        ours.send((0).to_bytes(4, "big"))
+        lab.set_link(rtt_ms=0)
+        ours.send((1).to_bytes(4, "big"))
+        assert received(lab, theirs) == [0, 1]
+
+
+# Loss.
+
+
+def lost_numbers(seed: int, loss: float = 0.2) -> list[int]:
+    with Lab(rtt_ms=2, loss=loss, seed=seed) as lab, udp(lab) as (ours, theirs):
+        arrived = numbers(lab, ours, theirs, 500)
+        total = balance(lab)
+    assert arrived == sorted(set(arrived))
+    lost = sorted(set(range(500)) - set(arrived))
+    assert total["lost"] == len(lost)
+    return lost
+
+
+def test_loss_is_seeded() -> None:
+    first = lost_numbers(seed=1)
+    assert lost_numbers(seed=1) == first
+    assert lost_numbers(seed=2) != first
+    assert 60 <= len(first) <= 140  # 100 expected, 9 standard deviation
+
+
+def test_a_new_seed_repeats_the_loss_in_a_running_lab(lab: Lab) -> None:
+    rounds = []
+    with udp(lab) as (ours, theirs):
+        for _ in range(2):
+            lab.set_link(loss=0.3, seed=5)
+            rounds.append(numbers(lab, ours, theirs, 200))
+        rounds.append(numbers(lab, ours, theirs, 200))
+    assert rounds[0] == rounds[1] != rounds[2]
+
+
+def test_what_one_direction_carries_never_changes_the_others_losses(lab: Lab) -> None:
+    rounds = []
+    with udp(lab) as (ours, theirs):
+        for answers in (0, 50):
+            lab.set_link(loss=0.3, seed=5)
+            for _ in range(answers):
+                theirs.send(b"back")
+            rounds.append(numbers(lab, ours, theirs, 200))
+    assert rounds[0] == rounds[1]
+
+
+def test_all_or_nothing(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        lab.set_link(loss=1)
+        assert numbers(lab, ours, theirs, 50) == []
+        lab.set_link(loss=0)
+        assert numbers(lab, ours, theirs, 50) == list(range(50))
+
+
+# Rate.
+
+
+def test_throughput_is_the_rate_that_was_set() -> None:
+    megabytes = 2
+    with Lab(rtt_ms=4, rate_mbps=20) as lab, lab.server, socket.create_server(("", 80)) as listener:
+        with lab.client:
+            sender = socket.create_connection(("server.lab", 80))
+        receiver, _ = listener.accept()
+        with sender, receiver:
+            receiver.settimeout(20)
+            sender.setblocking(False)
+            data, got = memoryview(bytes(megabytes << 20)), 0
+            start_bytes = start_time = 0.0
+            while got < megabytes << 20:
+                readable, writable, _ = select.select([receiver], [sender] if len(data) else [], [], 20)
+                assert readable or writable
+                if writable:
+                    data = data[sender.send(data[:65536]) :]
+                if readable:
+                    got += len(receiver.recv(1 << 20))
+                    if not start_time and got > 100_000:  # past slow start
+                        start_bytes, start_time = got, time.perf_counter()
+            end_time = time.perf_counter()
+        total = balance(lab)
+    goodput = (got - start_bytes) * 8 / (end_time - start_time) / 1e6
+    wire_rate = goodput * 1514 / 1448  # what the headers take
+    assert 0.9 < wire_rate / 20 < 1.1
+    assert total["delivered"] > 1400
+
+
+def test_a_full_queue_drops_and_counts() -> None:
+    with Lab(rtt_ms=2, rate_mbps=1) as lab, udp(lab) as (ours, theirs):
+        lab.set_link(queue_ms=50)
+        arrived = numbers(lab, ours, theirs, 100, size=1000)
+        counts = lab.wire.counts["client"]["up"]
+        balance(lab)
+    assert counts.overflowed == 100 - len(arrived)
+    # A queue of 50 ms holds 50 000 bit: six frames of 1042 bytes, and one that is being sent.
+    assert 6 <= len(arrived) <= 9
+    assert arrived == list(range(len(arrived)))
+
+
+# Order.
+
+
+def test_jitter_keeps_the_order(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        lab.set_link(jitter_ms=20)
+        assert numbers(lab, ours, theirs, 300) == list(range(300))
+        balance(lab)
+
+
+def test_jitter_spreads_the_arrivals(lab: Lab) -> None:
+    with udp(lab) as (ours, _), lab.capture() as capture:
+        lab.set_link(rtt_ms=2, jitter_ms=20)
+        for _ in range(20):
+            ours.send(b"x")
+            select.select([], [], [], 0.002)
+    ways_ms = [(t.received_ns - t.sent_ns) / 1e6 for t in capture.transits if t.received_ns and t.sent_ns]
+    assert len(ways_ms) == 20
+    assert max(ways_ms) - min(ways_ms) > 5
+
+
+def test_reordered_frames_overtake(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        lab.set_link(rtt_ms=100, reorder=0.2, seed=1)
+        arrived = numbers(lab, ours, theirs, 100)
+        counts = lab.wire.counts["client"]["up"]
+        balance(lab)
+    assert sorted(arrived) == list(range(100))
+    overtakers = arrived[: counts.reordered]
+    assert 5 <= counts.reordered <= 40
+    assert overtakers == sorted(overtakers) != list(range(len(overtakers)))
+    assert arrived[counts.reordered :] == sorted(set(range(100)) - set(overtakers))
+
+
+def test_duplicates_arrive_twice(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        lab.set_link(duplicate=0.5, seed=1)
+        arrived = numbers(lab, ours, theirs, 100)
+        duplicated = lab.wire.counts["client"]["up"].duplicated
+        balance(lab)
+    assert arrived == sorted(arrived)
+    assert set(arrived) == set(range(100))
+    assert max(Counter(arrived).values()) == 2
+    assert len(arrived) == 100 + duplicated
+    assert 20 <= duplicated <= 80
+
+
+def test_the_counts_add_up_with_every_fault_at_once() -> None:
+    with Lab(rtt_ms=4, loss=0.1, rate_mbps=5, jitter_ms=2, hosts={"far": Link(loss=0.1)}, seed=3) as lab:
+        lab.set_link(duplicate=0.2, reorder=0.1, queue_ms=10)
+        lab.server.set_link(loss=0.1, duplicate=0.2)
+        lab.wire.duplicate(source="client", skip=10, count=50)
+        lab.wire.drop(protocol="udp", skip=100, count=10)
+        with udp(lab) as (ours, theirs):
+            numbers(lab, ours, theirs, 400, size=300)
+            numbers(lab, theirs, ours, 400, size=300)
+            total = balance(lab)
+    assert total["frames"] == 800
+    for fault in ("lost", "overflowed", "ruled_out", "duplicated", "reordered"):
+        assert total[fault] > 0, fault
+
+
+def test_broadcasts_go_nowhere_and_are_counted(lab: Lab) -> None:
+    with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.sendto(b"all", ("10.77.0.255", 9))
+    assert balance(lab)["unaddressed"] == 1
+
+
+# Rules.
+
+
+def syn_acks(capture: object, delivered: bool = False) -> int:
+    return sum(
+        1
+        for transit in capture.transits  # type: ignore[attr-defined]
+        if transit.data[23] == 6 and transit.data[47] & 0x3F == 0x12 and (transit.received_ns or not delivered)
+    )
+
+
+def test_the_first_syn_ack_is_dropped_and_sent_again(lab: Lab) -> None:
+    with lab.server:
+        listener = socket.create_server(("", 80))
+    before = lab.client.counters, lab.server.counters
+    with listener, lab.capture() as capture, lab.wire.drop(source="server", tcp_flags="SA", count=1) as rule:
+        with lab.client, socket.create_connection(("server.lab", 80), timeout=20):
+            pass
+        # After a second both ends time out: a SYN-ACK for each, or one for both.
+        assert rule.acted == 1
+    assert rule.matched in (2, 3)  # it stays readable
+    assert syn_acks(capture) == rule.matched
+    assert syn_acks(capture, delivered=True) == rule.matched - 1
+    client, server = (host.counters - then for host, then in zip((lab.client, lab.server), before, strict=True))
+    assert client["TcpActiveOpens"] == server["TcpPassiveOpens"] == 1
+    assert client["TcpRetransSegs"] + server["TcpRetransSegs"] >= 1
+    total = balance(lab)
+    assert total["ruled_out"] == 1
+
+
+def test_only_the_response_is_lost(lab: Lab) -> None:
+    with lab.server:
+        listener = socket.create_server(("", 80))
+    with listener, lab.client, socket.create_connection(("server.lab", 80)) as client:
+        server, _ = listener.accept()
+        with server, lab.wire.drop(source="server", contains=b"HTTP/1.1 200", count=1) as rule:
+            for sock in (client, server):
+                sock.settimeout(20)
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert server.recv(1000).startswith(b"GET")
+            server.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")  # the retransmission
+            assert (rule.matched, rule.acted) == (2, 1)
+
+
+def test_payload_tells_data_from_acknowledgements(lab: Lab) -> None:
+    with lab.server:
+        listener = socket.create_server(("", 80))
+    with listener, lab.wire.delay(1, source="client", payload=True) as data:
+        with lab.wire.delay(1, source="client", payload=False) as bare:
+            with lab.client, socket.create_connection(("server.lab", 80)) as client:
+                server, _ = listener.accept()
+                with server:
+                    client.sendall(b"hello")
+                    server.settimeout(20)
+                    assert server.recv(10) == b"hello"
+                    assert data.acted == 1
+                    assert bare.acted == 2  # SYN, and the ACK of the SYN-ACK
+
+
+def test_skip_count_and_removal(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        rule = lab.wire.drop(source="client", protocol="udp", skip=3, count=2)
+        assert numbers(lab, ours, theirs, 8) == [0, 1, 2, 5, 6, 7]
+        assert (rule.matched, rule.acted) == (8, 2)
+        rule.remove()
+        rule.remove()
+        assert (rule.matched, rule.acted) == (8, 2)
+        lab.wire.drop()
+        assert numbers(lab, ours, theirs, 5) == []
+
+
+def test_a_delayed_packet_is_overtaken(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        lab.wire.delay(100, contains=(1).to_bytes(4, "big"))
+        assert numbers(lab, ours, theirs, 4) == [0, 2, 3, 1]
+        balance(lab)
+
+
+def test_a_rule_duplicates(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs):
+        lab.wire.duplicate(contains=(2).to_bytes(4, "big"))
+        assert numbers(lab, ours, theirs, 4) == [0, 1, 2, 2, 3]
+        assert balance(lab)["duplicated"] == 1
+
+
+def test_rules_by_port_protocol_and_host(lab: Lab) -> None:
+    with udp(lab, 9) as (to_9, at_9), udp(lab, 10) as (to_10, at_10):
+        with lab.wire.drop(port=9, protocol="udp") as rule:
+            assert numbers(lab, to_9, at_9, 3) == []
+            assert numbers(lab, to_10, at_10, 3) == [0, 1, 2]
+            assert rule.acted == 3
+        with lab.wire.drop(protocol="tcp"), lab.wire.drop(source="server"), lab.wire.drop(destination="client"):
+            assert numbers(lab, to_9, at_9, 3) == [0, 1, 2]
+        with lab.wire.drop(destination="server") as rule:
+            assert numbers(lab, to_9, at_9, 3) == []
+            assert rule.acted == 3
+
+
+def test_rules_read_ipv6_too(lab: Lab) -> None:
+    with lab.server.socket(socket.AF_INET6, socket.SOCK_DGRAM) as theirs:
+        theirs.bind((lab.server.ip6, 9))
+        with lab.client.socket(socket.AF_INET6, socket.SOCK_DGRAM) as ours:
+            ours.connect((lab.server.ip6, 9))
+            with lab.wire.drop(port=9, contains=b"bad"):
+                for text in (b"0000bad", b"0001good"):
+                    ours.send(text)
+                theirs.settimeout(20)
+                assert theirs.recv(100) == b"0001good"
+
+
+def test_later_fragments_have_no_ports(lab: Lab) -> None:
+    with udp(lab) as (ours, theirs), lab.wire.duplicate(protocol="udp") as rule:
+        ours.send(b"\0\0\0\1" + bytes(3000))
+        assert received(lab, theirs) != []
+        assert rule.matched == 1
+        assert lab.wire.counts["client"]["up"].frames == 3
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"source": "nobody"},
+        {"destination": "nobody"},
+        {"protocol": "icmp"},
+        {"tcp_flags": "X"},
+        {"tcp_flags": ""},
+        {"contains": "text"},
+        {"skip": -1},
+        {"count": 0},
+        {"port": 65536},
+        {"port": True},
+    ],
+)
+def test_conditions_that_cannot_be(lab: Lab, conditions: dict[str, object]) -> None:
+    with pytest.raises(InvalidValue):
+        lab.wire.drop(**conditions)
+    with udp(lab) as (ours, theirs):
+        assert numbers(lab, ours, theirs, 2) == [0, 1]
+
+
+def test_an_idle_wire_is_silent() -> None:
+    """No ARP, neighbour discovery, MLD or router solicitation: not at the start, and not later."""
+    with Lab(rtt_ms=0, hosts=["third"]) as lab:
+        packets = lab.open_wire_socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        ring = Ring(packets)
+        try:
+            assert not ring.wait(3), [frame.data.hex() for frame in ring.frames(10)]
+        finally:
+            ring.close()
+        assert all(counts.frames == 0 for ways in lab.wire.counts.values() for counts in ways.values())
