@@ -1,0 +1,169 @@
+"""What packets carry, as values: messages, the flows they belong to, and the packets with their names.
+
+``labkit.capture.dissect`` makes them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import groupby
+
+from labkit.capture.frames import Transit
+
+# The QUIC packets that each level's keys protect.
+PACKET_NAMES = {"initial": "Initial", "early": "0-RTT", "handshake": "Handshake", "application": "1-RTT"}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something that one side says to the other, of any protocol.
+
+    Attributes:
+        protocol: "TCP", "UDP", "TLS", "QUIC", "HTTP", or "DATA" for bytes of a protocol not known here.
+        name: such as "SYN", "ClientHello", "STREAM", "GET / HTTP/1.1"; "data" for "DATA".
+        detail: short: "42 bytes", "early data, 18 bytes", "stream 0, request, 120 bytes, fin".
+        level: the keys that protected it: "initial", "early", "handshake" or "application"; "" = in the
+            clear; "unknown" = encrypted with keys that are not in the log.
+        first: index of the first transit that brought bytes of it.
+        last: index of the last transit that brought bytes of it (``first`` if it fits one packet). A lost
+            transit counts only where no other brought its bytes.
+        length: payload bytes of it: plaintext, or ciphertext where it could not be opened.
+        data: the plaintext; b"" where it could not be opened.
+    """
+
+    protocol: str
+    name: str
+    detail: str
+    level: str
+    first: int
+    last: int
+    length: int
+    data: bytes
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Found:
+    """A message at its place.
+
+    Attributes:
+        protocol, name, detail, level, data: as in ``Message``.
+        start: offset of its first byte in the stream, record header included (QUIC: first datagram).
+        end: offset after its last byte (QUIC: last datagram).
+        length: bytes of plaintext; of ciphertext where it could not be opened.
+    """
+
+    protocol: str
+    name: str
+    detail: str
+    level: str
+    start: int
+    end: int
+    length: int
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The two ends of a conversation.
+
+    Attributes:
+        client: address of the side that began, "" where the protocol has no addresses.
+        client_port: its port, 0 where there is none.
+        server: address of the other side.
+        server_port: its port.
+        protocol: "TCP", "UDP", or what the packet is otherwise: "ICMP", "ARP" ...
+    """
+
+    client: str
+    client_port: int
+    server: str
+    server_port: int
+    protocol: str
+
+    def __str__(self) -> str:
+        if not self.client:
+            return self.protocol
+        return f"{self.client}:{self.client_port} → {self.server}:{self.server_port} {self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dissected:
+    """One transit and what it carries.
+
+    Attributes:
+        index: its number in the sequence given to ``dissect``.
+        transit: the frame and its times.
+        flow: whose conversation it belongs to.
+        from_client: whether the client sent it.
+        label: the packet itself: "SYN", "SYN + 312 bytes", "SYN-ACK + cookie", "ACK", "data", "FIN", "RST",
+            "datagram", "ARP request", "malformed TCP header".
+        payload: bytes of transport payload.
+        retransmission: whether it repeats a SYN, a FIN or bytes that its sender had sent before.
+        lost: whether the wire dropped it.
+        messages: those that begin or go on here, in order. A retransmitted packet and its lost original list
+            the same message; ``message.first`` tells which one brought it.
+    """
+
+    index: int
+    transit: Transit
+    flow: Flow
+    from_client: bool
+    label: str
+    payload: int
+    retransmission: bool
+    lost: bool
+    messages: tuple[Message, ...]
+
+    @property
+    def what(self) -> str:
+        """The packet in words: "ClientHello", "Initial: CRYPTO[ServerHello] + Handshake: ...", "ACK"."""
+        return (" + " if self._is_quic else ", ").join(self.parts)
+
+    @property
+    def parts(self) -> list[str]:
+        """The words of ``what``, one for each message or QUIC packet; "…" after a message that goes on."""
+        if self._is_quic:
+            return self._quic_parts()
+        parts = [] if self.label in ("data", "datagram") and self.messages else [self.label]
+        for message in self.messages:
+            if message.protocol != "TCP":
+                early = message.level == "early" and message.name != "EndOfEarlyData"
+                name = f"early data: {message.name}" if early else message.name
+                goes_on = message.first < self.index <= message.last
+                parts.append(f"{name} …" if goes_on else name)
+        return parts
+
+    @property
+    def _is_quic(self) -> bool:
+        return self.flow.protocol == "UDP" and any(message.protocol != "UDP" for message in self.messages)
+
+    def _quic_parts(self) -> list[str]:
+        parts = []
+        for level, messages in groupby(self.messages, lambda message: message.level):
+            texts = []
+            for protocol, group in groupby(messages, lambda message: message.protocol):
+                if protocol == "TLS":  # TLS messages travel in CRYPTO frames
+                    names = [f"{m.name} …" if m.first < self.index <= m.last else m.name for m in group]
+                    texts.append(f"CRYPTO[{', '.join(names)}]")
+                else:
+                    for text, same in groupby(map(_frame_text, group)):
+                        count = len(list(same))
+                        texts.append(f"{text} ×{count}" if count > 1 else text)
+            prefix = f"{PACKET_NAMES[level]}: " if level else ""
+            parts.append(prefix + ", ".join(texts))
+        return parts
+
+    @property
+    def summary(self) -> str:
+        """One line about the packet."""
+        marks = ("lost", self.lost), ("retransmission", self.retransmission)
+        notes = [name for name, present in marks if present]
+        source, destination = self.transit.source or "?", self.transit.destination or "?"
+        suffix = f" ({', '.join(notes)})" if notes else ""
+        return f"{self.index + 1}  {source} → {destination}  {self.what}{suffix}"
+
+
+def _frame_text(message: Message) -> str:
+    """Name a QUIC frame; STREAM frames with their stream: "STREAM 0"."""
+    return re.split("[,:]", message.detail)[0].upper() if message.name == "STREAM" else message.name

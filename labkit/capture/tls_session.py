@@ -1,0 +1,128 @@
+"""What a TLS client and server agree on: their hellos, and the session that follows from them.
+
+Sources: RFC 8446 (TLS 1.3), RFC 5246 (TLS 1.2), RFC 7301 (ALPN).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from labkit.capture.fields import Cursor, Truncated, printable
+from labkit.capture.keylog import KeyLog
+
+CLIENT_HELLO, SERVER_HELLO, ENCRYPTED_EXTENSIONS = 1, 2, 8
+SERVER_NAME, ALPN, SESSION_TICKET = 0, 16, 35
+PRE_SHARED_KEY, EARLY_DATA, SUPPORTED_VERSIONS, KEY_SHARE = 41, 42, 43, 51
+# A ServerHello with this random is a HelloRetryRequest: SHA-256 of that word (RFC 8446 section 4.1.3).
+_RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A ClientHello or a ServerHello, as far as it is needed here.
+
+    Attributes:
+        random: 32 bytes. The ClientHello's are the session's name in the key log.
+        session_id: what the client would like to resume, or what the server calls this session.
+        suite: number of the chosen cipher suite; 0 in a ClientHello.
+        extensions: type → content.
+    """
+
+    random: bytes
+    session_id: bytes
+    suite: int
+    extensions: dict[int, bytes]
+
+    @classmethod
+    def parse(cls, body: bytes, from_client: bool) -> Hello:
+        """Read the body of a hello (RFC 8446 section 4.1). Raises ``Truncated``."""
+        cursor = Cursor(body)
+        cursor.take(2)  # legacy_version: says TLS 1.2 in TLS 1.3 too
+        random, session_id = cursor.take(32), cursor.vector(1)
+        suite = 0
+        if from_client:
+            cursor.vector(2)  # all the suites on offer
+            cursor.vector(1)  # compression methods
+        else:
+            suite = cursor.number(2)
+            cursor.take(1)
+        return cls(random, session_id, suite, read_extensions(cursor) if cursor.left else {})
+
+    @property
+    def tls13(self) -> bool:
+        """Whether this ServerHello chose TLS 1.3."""
+        return self.extensions.get(SUPPORTED_VERSIONS) == b"\x03\x04"
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether this ServerHello is a HelloRetryRequest."""
+        return self.random == _RETRY_RANDOM
+
+
+@dataclass(slots=True)
+class Session:
+    """What the two sides agreed on. None means: not seen.
+
+    Attributes:
+        client: the first ClientHello.
+        server: the ServerHello (not a HelloRetryRequest).
+        early_accepted: whether the server takes early data.
+    """
+
+    client: Hello | None = None
+    server: Hello | None = None
+    early_accepted: bool | None = None
+
+    @property
+    def tls13(self) -> bool | None:
+        return None if self.server is None else self.server.tls13
+
+    @property
+    def early_offered(self) -> bool:
+        return self.client is not None and EARLY_DATA in self.client.extensions
+
+    @property
+    def alpn_offers(self) -> list[str]:
+        """The application protocols that the client offered."""
+        try:
+            return protocol_names(self.client.extensions[ALPN]) if self.client else []
+        except (KeyError, Truncated):
+            return []
+
+    def learn(self, kind: int, body: bytes) -> None:
+        """Take in a handshake message; each side's messages in their order."""
+        try:
+            if kind == CLIENT_HELLO and self.client is None:
+                self.client = Hello.parse(body, from_client=True)
+            elif kind == SERVER_HELLO and self.server is None:
+                hello = Hello.parse(body, from_client=False)
+                # Early data rests on the PSK, and a HelloRetryRequest rejects it (RFC 8446 section 4.2.10).
+                if hello.is_retry or PRE_SHARED_KEY not in hello.extensions:
+                    self.early_accepted = False
+                if not hello.is_retry:
+                    self.server = hello
+            elif kind == ENCRYPTED_EXTENSIONS and self.early_accepted is None:
+                self.early_accepted = EARLY_DATA in read_extensions(Cursor(body))
+        except Truncated:
+            pass  # described as malformed where it is named
+
+    def secret(self, label: str, secrets: KeyLog) -> bytes | None:
+        """Look up one of this session's secrets."""
+        return secrets.secret(label, self.client.random) if self.client else None
+
+
+def read_extensions(cursor: Cursor) -> dict[int, bytes]:
+    """Read a list of extensions (RFC 8446 section 4.2) into type → content. Raises ``Truncated``."""
+    extensions, block = {}, Cursor(cursor.vector(2))
+    while block.left:
+        kind = block.number(2)
+        extensions[kind] = block.vector(2)
+    return extensions
+
+
+def protocol_names(extension: bytes) -> list[str]:
+    """Read the content of an ALPN extension. Raises ``Truncated``."""
+    cursor, names = Cursor(Cursor(extension).vector(2)), []
+    while cursor.left:
+        names.append(printable(cursor.vector(1)))
+    return names

@@ -1,0 +1,137 @@
+"""Records what servers and clients say to each other: real sockets on the loopback of a namespace of its own.
+
+Run as a program, ``python recorder.py SCENARIO OUTPUT``, by the fixture ``record``; needs no privilege. Loopback
+shows each frame twice, leaving and arriving, so a recording looks like one taken in the middle of a wire.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import pickle
+import select
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from labkit.capture.frames import Frame
+
+PORT = 4433
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_SIOCSIFFLAGS, _SIOCSIFMTU, _SIOCETHTOOL = 0x8914, 0x8922, 0x8946
+_OFFLOADS = {"TSO": 0x1F, "GSO": 0x24, "GRO": 0x2C}
+_SO_TIMESTAMPNS = 35
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING = 263, 6, 4
+NO_NAMESPACES = 77
+
+
+def enter_namespace() -> None:
+    """Move this process to a user and a network namespace of its own, where it is root over its loopback."""
+    uid, gid = os.getuid(), os.getgid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        print(f"no namespaces for this user: {os.strerror(ctypes.get_errno())}", file=sys.stderr)
+        sys.exit(NO_NAMESPACES)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFMTU, struct.pack("16si12x", b"lo", 1500))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", 1))
+        for command in _OFFLOADS.values():
+            value = ctypes.create_string_buffer(struct.pack("II", command, 0))
+            fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP8x", b"lo", ctypes.addressof(value)))
+
+
+class Recorder:
+    """What a scenario gets: a port for its server, a place for its secrets, a way to lose segments."""
+
+    port = PORT
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.keylog = folder / "keylog.txt"
+        self.keylog.touch()
+        self.frames: list[Frame] = []
+        self._losses: list[tuple[int, int]] = []  # from, until: nanoseconds of the frames' clock
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self._socket.bind(("lo", 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._stop, self._stopped = os.pipe()
+        self._thread = threading.Thread(target=self._sniff)
+        self._thread.start()
+
+    def _sniff(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._socket, self._stop], [], [])
+            if self._socket in ready:
+                self._take()
+            else:  # stop only when nothing is left
+                return
+
+    def _take(self) -> None:
+        data, ancillary, _, address = self._socket.recvmsg(65536, 64)
+        seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
+        sent = address[2] == _PACKET_OUTGOING
+        (source_port,) = struct.unpack_from("!H", data, 34)
+        sender, receiver = ("server", "client") if source_port == self.port else ("client", "server")
+        frame = Frame(seconds * 10**9 + nanoseconds, data, sender if sent else receiver, sent, len(data))
+        self.frames.append(frame)
+
+    @contextlib.contextmanager
+    def losing(self, server: socket.socket) -> Iterator[None]:
+        """While this block runs, everything that goes to a server's TCP socket is lost before TCP sees it."""
+        drop_all = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0
+        program = ctypes.create_string_buffer(drop_all)
+        begin_ns = time.time_ns()
+        server.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", 1, ctypes.addressof(program)))
+        yield
+        server.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+        self._losses.append((begin_ns, time.time_ns()))
+
+    def finish(self) -> tuple[list[Frame], str]:
+        """Stop, and return the frames and the key log. A lost frame left but did not arrive."""
+        os.write(self._stopped, b".")
+        self._thread.join()
+        _, dropped = struct.unpack("II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
+        assert dropped == 0, f"the recording has holes: {dropped} frames"
+        self._socket.close()
+        os.close(self._stop)
+        os.close(self._stopped)
+        kept = [frame for frame in self.frames if not self._is_lost(frame)]
+        return sorted(kept, key=lambda frame: frame.time_ns), self.keylog.read_text()
+
+    def _is_lost(self, frame: Frame) -> bool:
+        arrives = frame.host == "server" and not frame.sent
+        return arrives and any(begin <= frame.time_ns <= end for begin, end in self._losses)
+
+
+def main(scenario: str, output: str) -> None:
+    enter_namespace()
+    # Two processors may hand two frames of one sender to the capture in either order.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    # Only now: libraries may start threads, and a process with threads cannot enter a user namespace.
+    import scenarios_quic
+    import scenarios_tcp
+    import scenarios_tls
+
+    known = {**vars(scenarios_tcp), **vars(scenarios_tls), **vars(scenarios_quic)}
+    with tempfile.TemporaryDirectory() as folder:
+        recorder = Recorder(Path(folder))
+        try:
+            known[scenario](recorder)
+        finally:
+            result = recorder.finish()
+    Path(output).write_bytes(pickle.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

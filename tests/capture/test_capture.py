@@ -1,0 +1,219 @@
+"""Captures: every frame, with the kernel's stamps, and an honest word where one is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+import pytest
+
+from labkit import Lab, LabClosed
+from labkit.capture import capture as capture_module
+from labkit.capture.frames import Frame, pair_frames
+from labkit.network.ring import SLOTS_PER_BLOCK
+
+
+def exchange(lab: Lab, request: bytes = b"question", answer: bytes = b"answer") -> None:
+    """One TCP connection, client to server, with a request and an answer, closed in good order."""
+    with lab.server:
+        listener = socket.create_server(("", 80))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1000)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with listener, lab.client, socket.create_connection(("server.lab", 80), timeout=20) as client:
+        client.sendall(request)
+        while client.recv(1000):
+            pass
+    thread.join(20)
+
+
+def test_each_frame_is_seen_sent_and_received(lab: Lab) -> None:
+    with lab.capture() as capture:
+        exchange(lab)
+    assert capture.closed
+    assert capture.dropped == 0
+    transits = capture.transits
+    assert (
+        len(capture.frames)
+        == 2 * len(transits)
+        == sum(counts.frames + counts.delivered for ways in lab.wire.counts.values() for counts in ways.values())
+    )
+    assert sum(b"question" in transit.data for transit in transits) == 1
+    assert sum(b"answer" in transit.data for transit in transits) == 1
+    for transit in transits:
+        assert {transit.source, transit.destination} == {"client", "server"}
+        assert transit.sent_ns is not None
+        assert transit.received_ns is not None
+        # Half the RTT of 10 ms; the bound above is for a machine that is busy.
+        assert 5_000_000 <= transit.received_ns - transit.sent_ns < 40_000_000
+    stamps = [frame.time_ns for frame in capture.frames]
+    assert stamps == sorted(stamps)
+    assert [packet.sniffed_on for packet in capture.packets] == [transit.source for transit in transits]
+    assert [packet["TCP"].flags for packet in capture.packets][:3] == ["S", "SA", "A"]
+
+
+def test_what_was_sent_last_is_seen_to_arrive() -> None:
+    """Even where the delay grew after the capture began."""
+    with Lab(rtt_ms=10) as lab, lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with lab.capture() as capture:
+            lab.set_link(rtt_ms=1500)
+            sock.sendto(b"last", (lab.server.ip, 9))
+        (transit,) = [transit for transit in capture.transits if transit.source == "client"]
+        assert transit.received_ns is not None
+
+
+def test_a_lost_frame_has_no_arrival(lab: Lab) -> None:
+    with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, lab.capture() as capture:
+        with lab.wire.drop(contains=b"lost"):
+            for text in (b"lost", b"kept"):
+                sock.sendto(text, (lab.server.ip, 9))
+        lab.set_link(duplicate=1)
+        sock.sendto(b"twice", (lab.server.ip, 9))
+    found = {
+        text: [t for t in capture.transits if text in t.data[42:] and t.data[23] == 17]
+        for text in (b"lost", b"kept", b"twice")
+    }
+    assert [(t.source, t.destination, t.received_ns) for t in found[b"lost"]] == [("client", "server", None)]
+    assert [t.received_ns is not None for t in found[b"kept"]] == [True]
+    assert [t.received_ns is not None for t in found[b"twice"]] == [True, True]
+
+
+def test_a_host_sees_its_own_loopback(lab: Lab) -> None:
+    with lab.capture(at=lab.server) as on_server, lab.capture(at="client") as on_client, lab.capture() as on_wire:
+        with lab.server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"to myself", ("127.0.0.1", 9))
+            sock.sendto(b"to client", (lab.client.ip, 9))
+    assert on_server.at == "server"
+    assert any(b"to myself" in frame.data and frame.host == "server" for frame in on_server.frames)
+    assert not any(b"to myself" in frame.data for frame in on_wire.frames + on_client.frames)
+    (sent,) = [frame for frame in on_server.frames if b"to client" in frame.data and frame.data[23] == 17]
+    (got,) = [frame for frame in on_client.frames if b"to client" in frame.data and frame.data[23] == 17]
+    assert sent.sent
+    assert not got.sent
+    assert got.time_ns - sent.time_ns >= 5_000_000
+
+
+def test_two_captures_at_once_see_the_same(lab: Lab) -> None:
+    with lab.capture() as outer:
+        exchange(lab)
+        with lab.capture() as inner:
+            exchange(lab, b"second")
+    seen = [[(frame.data, frame.host, frame.sent) for frame in capture.frames] for capture in (inner, outer)]
+    assert len(seen[1]) > len(seen[0]) > 10
+    assert seen[0] == seen[1][-len(seen[0]) :]
+
+
+def test_closing_twice_and_entering_again(lab: Lab) -> None:
+    capture = lab.capture()
+    exchange(lab)
+    capture.close()
+    seen = capture.frames
+    assert seen
+    capture.close()
+    exchange(lab)
+    assert capture.frames == seen
+    with pytest.raises(LabClosed), capture:
+        pass
+    assert "stopped" in repr(capture)
+
+
+def test_a_capture_outlives_its_lab() -> None:
+    with Lab(rtt_ms=0) as lab:
+        capture = lab.capture()
+        lab.keylog_path.write_text("CLIENT_RANDOM 00 00\n")
+        exchange(lab)
+    assert capture.closed
+    assert len(capture.transits) > 6
+    assert capture.secrets == "CLIENT_RANDOM 00 00\n"
+    assert {transit.source for transit in capture.transits} == {"client", "server"}
+
+
+def test_a_block_whose_helper_was_killed_ends(lab: Lab) -> None:
+    capture = lab.capture()
+    with pytest.raises(LabClosed), capture:  # noqa: PT012  its end is what raises
+        exchange(lab)
+        os.kill(lab.helper_pid, signal.SIGKILL)
+    assert capture.closed
+    assert len(capture.frames) > 10
+
+
+def test_frames_without_room_are_counted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ring of one block, and nobody who empties it: what fits is there, the rest is said to be missing."""
+    monkeypatch.setattr(capture_module, "RING_BYTES", 1)
+    monkeypatch.setattr(capture_module, "LOOK_EVERY_S", 1000)
+    sent = SLOTS_PER_BLOCK + 50
+    with lab.capture(at="client") as capture:
+        before = lab.client.counters["UdpOutDatagrams"]
+        with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # unconnected: no ICMP error is raised
+            for number in range(sent):
+                sock.sendto(number.to_bytes(4, "big"), (lab.server.ip, 9))
+        assert lab.client.counters["UdpOutDatagrams"] - before == sent
+    assert len(capture.frames) == SLOTS_PER_BLOCK
+    assert capture.dropped >= 50
+    assert f"{capture.dropped} DROPPED BY THE KERNEL" in repr(capture)
+    assert "are missing" in capture.table()
+    assert f"{capture.dropped} frames MISSING" in str(capture.ladder())
+
+
+def test_a_ladder_has_the_hosts_in_the_order_asked_for(lab: Lab) -> None:
+    with lab.capture() as capture:
+        exchange(lab)
+    assert capture.ladder().hosts == ("client", "server")
+    assert capture.ladder(["server", "client"]).hosts == ("server", "client")
+
+
+PACED = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+start = time.perf_counter()
+for number in range(20_000):
+    while time.perf_counter() < start + number / 20_000:
+        pass
+    sock.sendto(number.to_bytes(4, "big") + bytes(96), (sys.argv[1], 9))
+"""
+
+
+def test_twenty_thousand_packets_a_second(lab: Lab) -> None:
+    with lab.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:  # or ICMP answers each of them
+        receiver.bind((lab.server.ip, 9))
+        with lab.capture() as capture:
+            lab.client.run([sys.executable, "-c", PACED, lab.server.ip]).check()
+    assert capture.dropped == 0
+    assert lab.wire.counts["client"]["up"].missed == 0
+    transits = capture.transits
+    assert len(transits) == 20_000
+    assert all(transit.received_ns and transit.sent_ns for transit in transits)
+    assert [int.from_bytes(transit.data[42:46], "big") for transit in transits] == list(range(20_000))
+
+
+# Pairing, which needs no kernel.
+
+
+def frame(time_ns: int, data: bytes, host: str, sent: bool) -> Frame:
+    return Frame(time_ns, data, host, sent, len(data))
+
+
+def test_equal_frames_pair_first_in_first_out() -> None:
+    transits = pair_frames(
+        [
+            frame(1, b"x", "a", True),
+            frame(2, b"x", "a", True),
+            frame(3, b"x", "b", False),
+            frame(4, b"x", "b", False),
+            frame(5, b"x", "b", False),
+            frame(6, b"y", "b", False),
+        ]
+    )
+    assert [(t.sent_ns, t.received_ns) for t in transits] == [(1, 3), (2, 4), (2, 5), (None, 6)]
+    assert [t.time_ns for t in transits] == [1, 2, 2, 6]
