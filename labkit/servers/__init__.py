@@ -1,0 +1,33 @@
+"""Servers that run in the background of a notebook, each on a host of the lab.
+
+::
+
+    with HttpServer(lab.server, tls="1.3") as server:
+        server.url        # "https://server.lab:443/"
+        server.log        # what it saw
+
+All take the same handler, a function from ``Request`` to ``Response``. They trust and are trusted through one
+certificate authority a lab, ``lab.authority``.
+"""
+
+from labkit.servers.authority import Authority, authority_of
+from labkit.servers.background import Server
+from labkit.servers.early_data import EarlyDataServer
+from labkit.servers.http import HttpServer
+from labkit.servers.http3 import Http3Server
+from labkit.servers.log import Log, LogEntry
+from labkit.servers.messages import Handler, Request, Response
+
+__all__ = [
+    "Authority",
+    "EarlyDataServer",
+    "Handler",
+    "Http3Server",
+    "HttpServer",
+    "Log",
+    "LogEntry",
+    "Request",
+    "Response",
+    "Server",
+    "authority_of",
+]

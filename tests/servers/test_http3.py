@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from labkit import Lab
+from labkit.handshakes.clients import QuicClient
+from labkit.servers import Http3Server, Request, Response
+
+
+def test_requests_with_tickets_come_before_the_handshake_is_complete(lab: Lab) -> None:
+    with Http3Server(lab.server, port=0) as server:
+        client = QuicClient(lab.client, server, early_data=True)
+        facts = [client.fetch().facts for _ in range(5)]
+        assert [fact["early_data_accepted"] for fact in facts] == [False, True, True, True, True]
+        assert (server.requests, server.early_requests) == (5, 4)
+        assert "4 of 5 requests early" in repr(server)
+
+
+def test_without_early_data_every_handshake_is_full(lab: Lab) -> None:
+    with Http3Server(lab.server, port=0) as server:
+        client = QuicClient(lab.client, server)
+        fetched = [client.fetch() for _ in range(2)]
+        assert [fetch.facts["resumed"] for fetch in fetched] == [False, False]
+        assert b"over h3, TLSv1.3, ALPN h3, full handshake" in fetched[0].body
+        assert server.early_requests == 0
+
+
+def test_a_server_that_rejects_0rtt_gets_the_request_again(lab: Lab) -> None:
+    with Http3Server(lab.server, port=0) as server:
+        client = QuicClient(lab.client, server, early_data=True)
+        client.fetch()
+        server.accept_early_data = False
+        facts = client.fetch().facts
+        assert facts["early_data_offered"]
+        assert not facts["early_data_accepted"]
+        assert (server.requests, server.early_requests) == (2, 0)
+
+
+def test_the_handler_is_the_same_as_for_http_1(lab: Lab) -> None:
+    def handler(request: Request) -> Response:
+        text = f"{request.method} {request.target} {len(request.body)} {threading.current_thread().name}"
+        return Response(201, (("X-Word", "hi"),), text.encode())
+
+    with Http3Server(lab.server, handler, port=0) as server:
+        client = QuicClient(lab.client, server)
+        fetched = client.fetch("/orders?id=1", "POST", b"x" * 500_000)
+        assert fetched.status == 201
+        assert fetched.body.startswith(b"POST /orders?id=1 500000 ")
+        assert b"labkit-loop" not in fetched.body
+        assert client.fetch("/", "HEAD").body == b""
+
+
+def test_a_handler_that_fails_gives_a_500(lab: Lab) -> None:
+    def handler(request: Request) -> Response:
+        raise KeyError("learner")
+
+    with Http3Server(lab.server, handler, port=0) as server:
+        client = QuicClient(lab.client, server)
+        assert [client.fetch().status for _ in range(2)] == [500, 500]
+        assert len(server.log.of("error")) == 2
+
+
+def test_a_slow_handler_holds_up_nobody_else(lab: Lab) -> None:
+    other_was_served = threading.Event()
+
+    def handler(request: Request) -> Response:
+        if request.target == "/slow":
+            assert other_was_served.wait(10)
+        return Response.text(request.target)
+
+    with Http3Server(lab.server, handler, port=0) as server:
+        slow: list[bytes] = []
+        client = QuicClient(lab.client, server)
+        thread = threading.Thread(target=lambda: slow.append(client.fetch("/slow").body))
+        thread.start()
+        assert QuicClient(lab.client, server).fetch("/quick").body == b"/quick"
+        other_was_served.set()
+        thread.join()
+        assert slow == [b"/slow"]
+
+
+def test_large_responses(lab: Lab) -> None:
+    with Http3Server(lab.server, lambda _: Response(body=b"x" * 3_000_000), port=0) as server:
+        assert len(QuicClient(lab.client, server).fetch().body) == 3_000_000
+
+
+def test_secrets_go_to_the_key_log(lab: Lab) -> None:
+    before = lab.keylog_path.read_text().count("CLIENT_EARLY_TRAFFIC_SECRET")
+    with Http3Server(lab.server, port=0) as server:
+        client = QuicClient(lab.client, server, early_data=True)
+        client.fetch()
+        client.fetch()
+    assert lab.keylog_path.read_text().count("CLIENT_EARLY_TRAFFIC_SECRET") > before
+
+
+def test_what_is_no_quic_is_ignored(lab: Lab) -> None:
+    import socket
+
+    with Http3Server(lab.server, port=0) as server:
+        with lab.client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for datagram in (b"", b"hello", b"\xff" * 1200, b"\xc0" + bytes(1199)):
+                sock.sendto(datagram, (lab.server.ip, server.port))
+        assert QuicClient(lab.client, server).fetch().status == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_no_content(lab: Lab, method: str) -> None:
+    with Http3Server(lab.server, lambda _: Response(204), port=0) as server:
+        assert QuicClient(lab.client, server).fetch("/", method).status == 204
