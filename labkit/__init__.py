@@ -1,0 +1,80 @@
+"""labkit: a small network on this machine's kernel, for the notebooks of "Backend Engineering, Live".
+
+::
+
+    from labkit import Lab
+
+    with Lab(rtt_ms=40) as lab, lab.capture() as cap:
+        with lab.client:
+            ...                     # sockets opened here belong to the client
+    print(cap.ladder())
+
+The public names are loaded when they are used, so that ``import labkit`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labkit.doctor import doctor
+    from labkit.errors import (
+        InvalidValue,
+        LabClosed,
+        LabError,
+        LabUnavailable,
+        MeasurementFailed,
+        NameTaken,
+        NotReady,
+        ProgramNotFound,
+    )
+    from labkit.lab import Lab
+    from labkit.network.host import Host
+    from labkit.network.link import Link, Rule
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Host": "labkit.network.host",
+    "InvalidValue": "labkit.errors",
+    "Lab": "labkit.lab",
+    "LabClosed": "labkit.errors",
+    "LabError": "labkit.errors",
+    "LabUnavailable": "labkit.errors",
+    "Link": "labkit.network.link",
+    "MeasurementFailed": "labkit.errors",
+    "NameTaken": "labkit.errors",
+    "NotReady": "labkit.errors",
+    "ProgramNotFound": "labkit.errors",
+    "Rule": "labkit.network.link",
+    "doctor": "labkit.doctor",
+}
+
+__all__ = [
+    "Host",
+    "InvalidValue",
+    "Lab",
+    "LabClosed",
+    "LabError",
+    "LabUnavailable",
+    "Link",
+    "MeasurementFailed",
+    "NameTaken",
+    "NotReady",
+    "ProgramNotFound",
+    "Rule",
+    "doctor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        # Kept, because importing a module puts it here under its own name: `doctor` would be the module from then on.
+        globals()[name] = getattr(import_module(_HOME[name]), name)
+        return globals()[name]
+    raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
