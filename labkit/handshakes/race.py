@@ -1,0 +1,288 @@
+"""The race: each way of saying HTTPS measured on the lab, with its proof.
+
+A variant is measured by real requests to a real server of its kind. Every figure comes from the packets that the
+wire captured, none from the client's own clock, and a saved round trip counts only with the packets or the kernel
+counters that prove it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from labkit.capture.dissect import dissect
+from labkit.capture.keylog import KeyLog
+from labkit.errors import InvalidValue, MeasurementFailed
+from labkit.handshakes.clients import client_for, server_for
+from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
+from labkit.handshakes.variants import VARIANTS, Variant, variant
+
+if TYPE_CHECKING:
+    from labkit.capture.capture import Capture
+    from labkit.capture.ladder import Ladder
+    from labkit.lab import Lab
+
+
+@dataclass(frozen=True)
+class Run:
+    """One request of a variant.
+
+    Attributes:
+        rtts: round trips from the first packet to the first byte of the response.
+        phases_rtts: the same by phase, see labkit.handshakes.phases.
+        proof: what its packets say, and ``holds``: whether that is what the variant claims.
+        timeline: the moments and the packets.
+    """
+
+    rtts: float
+    phases_rtts: dict[str, float]
+    proof: dict[str, Any]
+    timeline: Timeline = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A variant, measured.
+
+    Attributes:
+        variant: what was measured.
+        rtt_ms: round-trip time of the lab, milliseconds.
+        tier: tier of the lab (see `labkit doctor`).
+        runs: the requests, the warm-up left out.
+        counters: kernel counters that the runs moved, of those that matter, by host.
+        capture: the packets of all of them, warm-up included.
+    """
+
+    variant: Variant
+    rtt_ms: float
+    tier: str
+    runs: tuple[Run, ...]
+    counters: dict[str, dict[str, int]] = field(repr=False)
+    capture: Capture = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of the variant: "tls1.3"."""
+        return self.variant.name
+
+    @property
+    def theory_rtts(self) -> float:
+        """Round trips by the RFCs."""
+        return self.variant.theory_rtts
+
+    @property
+    def measured_rtts(self) -> float:
+        """Median of the runs, round trips."""
+        return statistics.median(run.rtts for run in self.runs)
+
+    @property
+    def whole_rtts(self) -> int:
+        """Whole round trips of the fastest run. Nothing is faster than the wire, and what computing adds is no round
+        trip, so this is the same on every machine; a twentieth forgives the clocks.
+        """
+        return int(min(run.rtts for run in self.runs) + 0.05)
+
+    @property
+    def measured_ms(self) -> float:
+        """Median of the runs, milliseconds."""
+        return self.measured_rtts * self.rtt_ms
+
+    @property
+    def phases_rtts(self) -> dict[str, float]:
+        """Median of each phase, round trips."""
+        names = self.runs[0].phases_rtts
+        return {name: statistics.median(run.phases_rtts[name] for run in self.runs) for name in names}
+
+    @property
+    def proof(self) -> dict[str, Any]:
+        """What the packets of the last run say, the kernel's counters, and whether every run holds what is claimed."""
+        facts = {name: value for name, value in self.runs[-1].proof.items() if name != "holds"}
+        return {"holds": all(run.proof["holds"] for run in self.runs), **facts, "counters": self.counters}
+
+    def ladder(self, run: int = -1, **options: Any) -> Ladder:
+        """The packets of one run as a time–sequence diagram. Raises InvalidValue for a run that was not."""
+        from labkit.capture.ladder import build_ladder
+
+        if not -len(self.runs) <= run < len(self.runs):
+            raise InvalidValue(f"run={run!r}: there were {len(self.runs)}")
+        packets = list(self.runs[run].timeline.packets)
+        return replace(build_ladder(packets, ["client", "server"], **options), tier=self.tier)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as ``labkit race --json`` prints it."""
+        return {
+            "name": self.name,
+            "theory_rtts": self.theory_rtts,
+            "measured_rtts": round(self.measured_rtts, 3),
+            "runs": [round(run.rtts, 3) for run in self.runs],
+            "phases_rtts": {name: round(value, 3) for name, value in self.phases_rtts.items()},
+            "proof": self.proof,
+        }
+
+
+@dataclass(frozen=True)
+class Race:
+    """Several variants, measured on one lab."""
+
+    tier: str
+    rtt_ms: float
+    measurements: tuple[Measurement, ...]
+
+    def __getitem__(self, name: str) -> Measurement:
+        for measurement in self.measurements:
+            if measurement.name == name:
+                return measurement
+        raise InvalidValue(f"{name!r} was not in this race: {', '.join(m.name for m in self.measurements)}")
+
+    def __iter__(self) -> Iterator[Measurement]:
+        return iter(self.measurements)
+
+    def __len__(self) -> int:
+        return len(self.measurements)
+
+    def __str__(self) -> str:
+        lines = [f"{'variant':<19}{'theory':>7}{'measured':>10}{'':4}phases, in round trips of {self.rtt_ms:g} ms"]
+        for m in self.measurements:
+            phases = "  ".join(f"{name} {value:.2f}" for name, value in m.phases_rtts.items())
+            doubt = "" if m.proof["holds"] else "   NOT PROVEN by its packets"
+            lines.append(f"{m.name:<19}{m.theory_rtts:>7g}{m.measured_rtts:>10.2f}{'':4}{phases}{doubt}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as ``labkit race --json`` prints it."""
+        return {"tier": self.tier, "rtt_ms": self.rtt_ms, "variants": [m.as_dict() for m in self.measurements]}
+
+
+def race(
+    lab: Lab,
+    names: Iterable[str] | None = None,
+    *,
+    runs: int = 3,
+    progress: Callable[[Measurement], None] | None = None,
+) -> Race:
+    """Measure variants one after the other, so that none disturbs another.
+
+    Args:
+        lab: the lab; its RTT is the unit.
+        names: which variants, all eleven by default.
+        runs: requests for each, after one that is not counted.
+        progress: called with each result when it is there.
+
+    Raises:
+        InvalidValue: an unknown variant, or a number of runs below 1; nothing was measured.
+        MeasurementFailed: a variant's packets hold no request and response.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable | None):
+        raise InvalidValue(f"names={names!r}: give a list of variants, for instance ['tls1.3', 'quic']")
+    wanted = [variant(name) for name in (names if names is not None else [v.name for v in VARIANTS])]
+    if not wanted:
+        raise InvalidValue("no variant was named: leave names out for all of them")
+    check_runs(runs)
+    measurements = []
+    for each in wanted:
+        measurements.append(measure(lab, each.name, runs=runs))
+        if progress is not None:
+            progress(measurements[-1])
+    return Race(lab.tier, _rtt_ms(lab), tuple(measurements))
+
+
+def measure(lab: Lab, name: str, *, runs: int = 3) -> Measurement:
+    """Measure one variant: a warm-up that fills caches, fetches the cookie and the ticket, then the runs.
+
+    Args:
+        lab: the lab; its RTT is the unit. Its links and rules apply.
+        name: of the variant.
+        runs: requests that count.
+
+    Raises:
+        InvalidValue: an unknown variant, a number of runs below 1, or a lab without delay.
+        MeasurementFailed: the packets hold no request and response.
+        LabError, OSError: the server did not start, or the client did not get through.
+    """
+    chosen = variant(name)
+    check_runs(runs)
+    rtt_ms = _rtt_ms(lab)
+    if rtt_ms <= 0:
+        raise InvalidValue(f"rtt_ms={rtt_ms:g}: round trips are counted in units of the RTT, so give the lab one")
+    hosts = {"client": lab.client, "server": lab.server}
+    with server_for(chosen, lab.server) as server, lab.capture() as capture, _no_garbage_collection():
+        client = client_for(chosen, lab.client, server)
+        client.fetch()
+        # From here on, because the kernel may hold a Fast Open cookie from before: then the warm-up uses it, too.
+        before = {host: hosts[host].counters for host in hosts}
+        for _ in range(runs):
+            client.fetch()
+    if capture.dropped:
+        raise MeasurementFailed(f"the kernel dropped {capture.dropped} frames of the capture: try again")
+    after = {host: hosts[host].counters for host in hosts}
+    counters = {
+        host: {key: value for key, value in (after[host] - before[host]).changed().items() if "FastOpen" in key}
+        for host in hosts
+    }
+    packets = dissect(capture.transits, KeyLog.parse(capture.secrets))
+    mine = lab.server.ip, server.port
+    groups = [group for group in connections(packets) if (group[0].flow.server, group[0].flow.server_port) == mine]
+    # Connections that were cut off before, by an interrupt for instance, may still send their last packets.
+    fetched = [timeline(group) for group in groups if begins(group[0])]
+    if len(fetched) != runs + 1:
+        raise MeasurementFailed(
+            f"{runs + 1} requests of {name!r} made {len(fetched)} connections: look at the capture's ladder"
+        )
+    results = tuple(_run(chosen, line, rtt_ms) for line in fetched[1:])
+    return Measurement(chosen, rtt_ms, lab.tier, results, counters, capture)
+
+
+def _rtt_ms(lab: Lab) -> float:
+    """Round-trip time between client and server, whichever link it is set on."""
+    return lab.client.link.rtt_ms + lab.server.link.rtt_ms
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Client and server share the notebook's process; a collection of its objects would count as round trips."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _run(chosen: Variant, line: Timeline, rtt_ms: float) -> Run:
+    facts = evidence(line)
+    return Run(line.rtts(rtt_ms), line.phases_rtts(rtt_ms), {"holds": claims_hold(chosen, facts), **facts}, line)
+
+
+def claims_hold(chosen: Variant, facts: dict[str, Any]) -> bool:
+    """Whether the packets show what saves the variant's round trips.
+
+    Args:
+        chosen: the variant.
+        facts: from labkit.handshakes.phases.evidence.
+    """
+    fast_open = facts["syn_payload_acknowledged"] > 0
+    early = facts["request_level"] == "early" and facts["answered_before_finished"]
+    if chosen.transport == "quic" and chosen.early_data:
+        early = early and facts["zero_rtt_packets"] > 0
+    full_handshake = chosen.tls is not None and not chosen.resumed
+    encrypted = facts["request_level"] in ("early", "application")
+    return bool(
+        fast_open == chosen.fast_open
+        and early == chosen.early_data
+        and encrypted == (chosen.tls is not None)
+        and facts["certificate_sent"] == full_handshake
+        # Fast Open saves the whole round trip only if the SYN held the whole first flight.
+        and facts["syn_payload_acknowledged"] == facts["syn_payload_bytes"]
+    )
+
+
+def check_runs(runs: object) -> None:
+    """Raises InvalidValue for what is no number of runs."""
+    if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
+        raise InvalidValue(f"runs={runs!r}: a whole number from 1 to 1000")
