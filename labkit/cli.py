@@ -1,0 +1,94 @@
+"""``labkit doctor``, ``labkit race`` and ``labkit bench``: the lab for people without a notebook."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from labkit.errors import LabError
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after ``labkit``, those of the command line by default.
+
+    Returns:
+        exit status: 0; 1 where something is missing, failed or is not proven; 2 for a wrong command line.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (LabError, OSError) as exc:
+        print(f"labkit {options.name}: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"labkit {options.name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="labkit", description="A small network on this machine's own kernel.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    doctor = commands.add_parser("doctor", help="what this machine can do, what is missing, what mends it")
+    doctor.set_defaults(command=_doctor)
+    race = commands.add_parser("race", help="measure the ways of saying HTTPS, in round trips")
+    race.add_argument("--rtt-ms", type=float, default=40.0, help="round-trip time of the lab, milliseconds (40)")
+    race.add_argument("--runs", type=int, default=5, help="requests for each variant (5)")
+    race.add_argument(
+        "--variant", action="append", metavar="NAME", help="measure this one; again for more; all by default"
+    )
+    race.add_argument("--plot", type=_picture, metavar="FILE", help="write the picture: .png, .svg or .pdf")
+    race.set_defaults(command=_race)
+    bench = commands.add_parser("bench", help="how fast the lab is on this machine")
+    bench.set_defaults(command=_bench)
+    for command in (doctor, race, bench):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _picture(name: str) -> Path:
+    """Refuse a file that cannot be written before anything is measured for it."""
+    path = Path(name)
+    if path.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{name!r}: end it in {', '.join(PICTURES)}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be written: name a file in a folder that is there")
+    return path
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from labkit.doctor import doctor
+
+    report = doctor()
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report)
+    return 0 if report.healthy else 1
+
+
+def _race(options: argparse.Namespace) -> int:
+    from labkit.handshakes.race import race
+    from labkit.lab import Lab
+
+    with Lab(rtt_ms=options.rtt_ms) as lab:
+        result = race(lab, options.variant, runs=options.runs)
+    if options.plot:
+        from labkit.plots import plot_race
+
+        plot_race(result).save(options.plot)
+    print(json.dumps(result.as_dict(), indent=2) if options.json else result)
+    return 0 if all(measurement.proof["holds"] for measurement in result) else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from labkit.bench import as_table, bench
+
+    figures = bench()
+    print(json.dumps(figures, indent=2) if options.json else as_table(figures))
+    return 0

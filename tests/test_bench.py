@@ -1,0 +1,58 @@
+"""The bench measures what it says. Whether the figures are good is for docs/performance.md, not for a test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from labkit.bench import MEANING, as_table
+
+KEYS = [
+    "import_ms",
+    "lab_up_ms",
+    "lab_close_ms",
+    "connect_rtts_p50",
+    "connect_rtts_p99",
+    "wire_mbps",
+    "wire_dropped",
+    "capture_pps",
+    "capture_dropped",
+    "rss_mib",
+]
+
+
+@pytest.fixture(scope="module")
+def figures() -> Any:
+    command = [sys.executable, "-m", "labkit", "bench", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_every_figure_is_there_and_sane(figures: dict[str, float]) -> None:
+    assert list(figures) == KEYS == list(MEANING)
+    for key in KEYS:
+        assert figures[key] >= 0
+        if not key.endswith("_dropped"):
+            assert figures[key] > 0
+    # Bounds of what can be at all, not of what should be.
+    assert 1 <= figures["connect_rtts_p50"] <= figures["connect_rtts_p99"]
+    assert figures["connect_rtts_p50"] < 1.5
+    assert figures["import_ms"] < 10_000
+    assert figures["lab_close_ms"] < 5_000
+    assert 5 < figures["rss_mib"] < 1_000
+    assert 10 < figures["wire_mbps"] < 1e6
+    assert figures["capture_pps"] > 1_000
+
+
+def test_a_table_names_each_with_its_goal(figures: dict[str, float]) -> None:
+    heading, *lines = as_table(figures).splitlines()
+    assert heading.split() == ["figure", "here", "should", "be", "what"]
+    for line, (key, (what, goal)) in zip(lines, MEANING.items(), strict=True):
+        assert line.split()[:2] == [key, f"{figures[key]:g}"]
+        assert goal in line
+        assert line.endswith(what)
