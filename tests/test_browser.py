@@ -1,0 +1,154 @@
+"""Both notebooks in a real JupyterLab, in a real browser, as a learner uses them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ARTEFACTS = ROOT / "test-artefacts"
+START_S = 60
+RUN_MS = 90_000
+
+
+@pytest.fixture(scope="module")
+def jupyterlab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A JupyterLab on a copy of the notebooks; its address with the token."""
+    home = tmp_path_factory.mktemp("jupyterlab")
+    shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    settings = home / "settings/@jupyterlab/notebook-extension"
+    settings.mkdir(parents=True)
+    # Else JupyterLab takes cells that are out of sight out of the page.
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    runtime = home / "runtime"
+    environment = {
+        **os.environ,
+        "JUPYTER_RUNTIME_DIR": str(runtime),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
+        "IPYTHONDIR": str(home / "ipython"),
+    }
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--ServerApp.port=0"]
+    command += ["--allow-root", f"--ServerApp.root_dir={home}", "--LabApp.expose_app_in_browser=True"]
+    with open(home / "server.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield _address(server, runtime, home / "server.log")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(20)
+        finally:
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
+
+
+def _address(server: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
+    """Wait until the server says that it listens: it writes its address and token to a file of its own."""
+    deadline = time.monotonic() + START_S
+    file = runtime / f"jpserver-{server.pid}.json"
+    while time.monotonic() < deadline and server.poll() is None:
+        if file.exists() and (text := file.read_text()).endswith("}"):
+            told = json.loads(text)
+            return f"{told['url']}lab/tree/NOTEBOOK?token={told['token']}&reset"
+        time.sleep(0.05)
+    raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser(require_program: Callable[[str], str]) -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=require_program("chromium"), args=quiet + sandbox)
+        yield chromium
+        chromium.close()
+
+
+def open_and_run(browser: Any, jupyterlab: str, notebook: str) -> Any:
+    """Open a notebook, run all of its cells, and wait until the last one has run."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.goto(jupyterlab.replace("NOTEBOOK", f"notebooks/{notebook}"), timeout=RUN_MS)
+    page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell", timeout=RUN_MS)
+    # "Run all" before the kernel is there runs nothing and says nothing; before ipywidgets has asked the kernel for
+    # its widgets, none of them is shown. Answers come in order: ours says that theirs has come.
+    page.wait_for_function(
+        """async name => {
+            const panel = window.jupyterapp.shell.currentWidget;
+            if (!panel?.context?.path?.endsWith(name)) return false;
+            await panel.sessionContext.ready;
+            const kernel = panel.sessionContext.session?.kernel;
+            await kernel?.info;
+            await kernel?.requestCommInfo({target_name: 'jupyter.widget'});
+            return kernel?.status === 'idle';
+        }""",
+        arg=notebook,
+        timeout=RUN_MS,
+    )
+    page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.wait_for_function(
+        """() => {
+            const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')];
+            const failed = document.querySelector('[data-mime-type$="jupyter.error"]');
+            return failed || prompts.length > 0 && prompts.every(prompt => /\\[\\d+\\]/.test(prompt.textContent));
+        }""",
+        timeout=RUN_MS,
+    )
+    complaints = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type$="jupyter.error"]')
+    assert complaints.all_inner_texts() == []
+    return page
+
+
+def keep_screenshot(page: Any, name: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=str(ARTEFACTS / f"{name}.png"))
+
+
+def alts(page: Any) -> list[str]:
+    """The alternative texts of all pictures, which say what each shows."""
+    return [text for text in page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.alt)") if text]
+
+
+def test_welcome(browser: Any, jupyterlab: str) -> None:
+    page = open_and_run(browser, jupyterlab, "00_introduction/01_welcome.ipynb")
+    assert "tier: " in page.locator(".jp-OutputArea").first.inner_text()
+    assert any("SYN-ACK" in alt for alt in alts(page))
+    page.locator(".jp-OutputArea img").first.scroll_into_view_if_needed()
+    keep_screenshot(page, "welcome")
+    page.close()
+
+
+def test_the_race(browser: Any, jupyterlab: str) -> None:
+    page = open_and_run(browser, jupyterlab, "03_https/08_the_race.ipynb")
+    assert any("quic-0rtt 1." in alt for alt in alts(page))
+    page.locator('img[alt*="waits"]').first.scroll_into_view_if_needed()
+    keep_screenshot(page, "race-plot")
+
+    page.locator(".widget-dropdown select").select_option("quic")
+    page.wait_for_selector('img[alt^="quic: "]', timeout=RUN_MS)
+    page.locator(".widget-dropdown").scroll_into_view_if_needed()
+    keep_screenshot(page, "race-ladder")
+
+    assert any(alt.startswith("At 40 ms") for alt in alts(page))
+    page.locator(".widget-slider .noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector('img[alt^="At 45 ms"]', timeout=RUN_MS)
+    page.locator(".widget-slider").scroll_into_view_if_needed()
+    keep_screenshot(page, "race-slider")
+    page.close()
