@@ -1,0 +1,55 @@
+"""The floors of docs/architecture.md: what may import what."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent / "labkit"
+
+# In the order of the table in docs/architecture.md: each may import itself and what stands before it.
+FLOORS = ["errors", "network", "capture", "servers", "lab", "handshakes", "plots", "doctor", "bench", "cli", "__main__"]
+DOORS = {("lab", "capture"), ("lab", "servers"), ("capture", "plots")}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that a file imports, those for type checkers alone left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        yield from imports(node)
+
+
+def floor_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def test_each_floor_imports_only_those_before_it() -> None:
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        here = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue
+        for module in imports(ast.parse(file.read_text())):
+            if not module.startswith("labkit."):
+                continue
+            there = floor_of(module)
+            if FLOORS.index(there) > FLOORS.index(here) and (here, there) not in DOORS:
+                wrong.append(f"{file.relative_to(PACKAGE)} imports {module}")
+    assert wrong == []
+
+
+def test_the_network_needs_only_the_standard_library() -> None:
+    wrong = [
+        f"{file.name} imports {module}"
+        for file in (PACKAGE / "network").glob("*.py")
+        for module in imports(ast.parse(file.read_text()))
+        if not module.startswith("labkit") and module.split(".")[0] not in sys.stdlib_module_names
+    ]
+    assert wrong == []
