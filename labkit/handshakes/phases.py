@@ -47,12 +47,32 @@ class Timeline:
 
     def phases_rtts(self, rtt_ms: float) -> dict[str, float]:
         """Each phase in round trips of `rtt_ms` milliseconds; they add up to ``rtts``."""
-        if self.quic:
-            parts = {"quic": self.request_ns - self.start_ns}
-        else:
-            parts = {"tcp": self.payload_ns - self.start_ns, "tls": self.request_ns - self.payload_ns}
-        parts["request"] = self.response_ns - self.request_ns
+        parts = self._split(self.start_ns, self.payload_ns, self.request_ns, self.response_ns)
         return {name: duration / (rtt_ms * 1e6) for name, duration in parts.items()}
+
+    def whole_rtts(self) -> dict[str, int]:
+        """Each phase in whole round trips, counted by cause and effect and not by a clock: the same on every machine.
+
+        A packet stands one step behind the latest one that had reached its sender by then, and two steps are a round
+        trip. So a slow machine adds nothing, except where it waits so long that a further packet arrives meanwhile.
+        A packet that is sent again because it was lost waits for time and not for a packet: that adds nothing either.
+        """
+        at_client, at_server = [(0, 0)], [(0, 0)]  # when a packet arrived, and its step
+        answer = 0
+        for packet in self.packets:
+            heard, told = (at_client, at_server) if packet.from_client else (at_server, at_client)
+            step = 1 + _latest(heard, packet.transit.time_ns)
+            if packet.transit.received_ns is not None:
+                told.append((packet.transit.received_ns, step))
+            if not packet.from_client and packet.transit.received_ns == self.response_ns:
+                answer = step
+        payload, request = (_latest(at_client, moment) for moment in (self.payload_ns, self.request_ns))
+        return {name: steps // 2 for name, steps in self._split(0, payload, request, answer).items()}
+
+    def _split(self, start: int, payload: int, request: int, response: int) -> dict[str, int]:
+        """From four moments the phases between them."""
+        parts = {"quic": request - start} if self.quic else {"tcp": payload - start, "tls": request - payload}
+        return {**parts, "request": response - request}
 
 
 def connections(packets: Sequence[Dissected]) -> list[list[Dissected]]:
@@ -143,6 +163,11 @@ def evidence(line: Timeline) -> dict[str, Any]:
         ),
         "answered_before_finished": finished_ns is not None and answered_ns < finished_ns,
     }
+
+
+def _latest(arrivals: Sequence[tuple[int, int]], moment_ns: int) -> int:
+    """The highest step of what had arrived by then."""
+    return max(step for arrived_ns, step in arrivals if arrived_ns <= moment_ns)
 
 
 def _begins_anew(packet: Dissected, before: Sequence[Dissected]) -> bool:

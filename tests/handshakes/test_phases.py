@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -16,6 +17,7 @@ from labkit.handshakes import client_for, server_for, variant
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
 
 RTT_MS = 20
+RTT_NS = RTT_MS * 10**6
 NAMES = ["tcp", "tls1.2", "tls1.3", "tls1.3-0rtt", "tfo", "quic", "quic-0rtt"]
 EACH = pytest.mark.parametrize("name", NAMES)
 
@@ -110,6 +112,27 @@ def test_a_slower_way_back_is_in_the_request_phase(packets: Packets, name: str) 
     before, after = line.phases_rtts(RTT_MS), timeline(packets(name, delay)[2]).phases_rtts(RTT_MS)
     changes = {phase: round(after[phase] - before[phase], 6) for phase in before}
     assert changes == {phase: 0.5 if phase == "request" else 0 for phase in before}
+
+
+@EACH
+def test_a_slow_machine_adds_time_and_no_round_trip(packets: Packets, name: str) -> None:
+    """Before each flight of the server 0.6 round trips of computing."""
+    line = timeline(packets(name)[2])
+    pauses = [
+        first.transit.time_ns for before, first in pairwise(line.packets) if before.from_client > first.from_client
+    ]
+
+    def pause(transit: Transit) -> Transit:
+        assert transit.sent_ns is not None
+        assert transit.received_ns is not None
+        late = [sum(moment <= at for moment in pauses) * 0.6 for at in (transit.sent_ns, transit.received_ns)]
+        sent_ns, received_ns = transit.sent_ns + late[0] * RTT_NS, transit.received_ns + late[1] * RTT_NS
+        return replace(transit, sent_ns=int(sent_ns), received_ns=int(received_ns))
+
+    slow = timeline(packets(name, pause)[2])
+    assert slow.rtts(RTT_MS) - line.rtts(RTT_MS) > 0.59
+    assert slow.whole_rtts() == line.whole_rtts()
+    assert sum(slow.whole_rtts().values()) == variant(name).theory_rtts
 
 
 @EACH

@@ -53,7 +53,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def finished(lab: Lab) -> Race:
-    """One race of all eleven; the fastest of three forgives two hiccups of a busy machine."""
+    """One race of all eleven."""
     told: list[Measurement] = []
     result = race(lab, runs=3, progress=told.append)
     assert told == list(result)
@@ -64,8 +64,7 @@ def finished(lab: Lab) -> Race:
 def test_measured_is_theory(finished: Race, name: str) -> None:
     measured = finished[name]
     assert measured.whole_rtts == variant(name).theory_rtts == measured.theory_rtts
-    fastest = min(measured.runs, key=lambda run: run.rtts)
-    assert {phase: int(rtts + 0.05) for phase, rtts in fastest.phases_rtts.items()} == PHASES[name]
+    assert PHASES[name] in [run.timeline.whole_rtts() for run in measured.runs]
     assert len(measured.runs) == 3
     for run in measured.runs:
         assert math.isclose(sum(run.phases_rtts.values()), run.rtts)
@@ -168,10 +167,8 @@ def test_a_lost_request_is_paid_in_the_request_phase(lab: Lab) -> None:
     with lab.wire.drop(source="client", contains=b"GET /", skip=1, count=1) as rule:
         measured = measure(lab, "tcp", runs=1)
         assert rule.acted == 1
-    phases = measured.phases_rtts
-    assert int(phases["tcp"] + 0.05) == 1
-    assert phases["tls"] < 1
-    assert phases["request"] > 2
+    assert measured.runs[0].timeline.whole_rtts() == {"tcp": 1, "tls": 0, "request": 1}  # it waited for no packet
+    assert measured.phases_rtts["request"] > 2  # but for the clock
     assert [row.lost for row in measured.ladder().rows if "GET / HTTP/1.1" in "".join(row.label)] == [True, False]
 
 
