@@ -53,21 +53,18 @@ class Timeline:
     def whole_rtts(self) -> dict[str, int]:
         """Each phase in whole round trips, counted by cause and effect and not by a clock: the same on every machine.
 
-        A packet stands one step behind the latest one that had reached its sender by then, and two steps are a round
-        trip. So a slow machine adds nothing, except where it waits so long that a further packet arrives meanwhile.
-        A packet that is sent again because it was lost waits for time and not for a packet: that adds nothing either.
+        See ``steps``. A slow machine adds nothing, except where it waits so long that a further packet arrives
+        meanwhile. A packet that is sent again because it was lost waits for time and not for a packet: that adds
+        nothing either.
         """
-        at_client, at_server = [(0, 0)], [(0, 0)]  # when a packet arrived, and its step
-        answer = 0
-        for packet in self.packets:
-            heard, told = (at_client, at_server) if packet.from_client else (at_server, at_client)
-            step = 1 + _latest(heard, packet.transit.time_ns)
-            if packet.transit.received_ns is not None:
-                told.append((packet.transit.received_ns, step))
-            if not packet.from_client and packet.transit.received_ns == self.response_ns:
-                answer = step
+        at_client, answer = [(0, 0)], 0
+        for packet, step in zip(self.packets, steps(self.packets), strict=True):
+            if not packet.from_client and packet.transit.received_ns is not None:
+                at_client.append((packet.transit.received_ns, step))
+                if packet.transit.received_ns == self.response_ns:
+                    answer = step
         payload, request = (_latest(at_client, moment) for moment in (self.payload_ns, self.request_ns))
-        return {name: steps // 2 for name, steps in self._split(0, payload, request, answer).items()}
+        return {name: count // 2 for name, count in self._split(0, payload, request, answer).items()}
 
     def _split(self, start: int, payload: int, request: int, response: int) -> dict[str, int]:
         """From four moments the phases between them."""
@@ -86,6 +83,27 @@ def connections(packets: Sequence[Dissected]) -> list[list[Dissected]]:
                 known = latest[packet.flow] = []
                 found.append(known)
             known.append(packet)
+    return found
+
+
+def steps(packets: Sequence[Dissected]) -> list[int]:
+    """Cause and effect: each packet stands one step behind the latest one that had reached its sender by then.
+
+    The client's first packets are step 1, what answers them step 2. Two steps are a round trip.
+
+    Args:
+        packets: those of one connection, captured on the wire.
+
+    Returns:
+        a step for each packet.
+    """
+    at_client, at_server = [(0, 0)], [(0, 0)]  # when a packet arrived, and its step
+    found = []
+    for packet in packets:
+        heard, told = (at_client, at_server) if packet.from_client else (at_server, at_client)
+        found.append(1 + _latest(heard, packet.transit.time_ns))
+        if packet.transit.received_ns is not None:
+            told.append((packet.transit.received_ns, found[-1]))
     return found
 
 

@@ -1,0 +1,131 @@
+"""An exercise: a task, a starter, a check with three outcomes, hints, and an explained solution.
+
+All of it is data, so that the tests can run every solution, every starter and every mistake that was thought of.
+"""
+
+from __future__ import annotations
+
+import ast
+import html
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+from labkit.errors import InvalidValue
+from labkit.learn.grading import Verdict, check_deadline, judge_apart, judge_here
+from labkit.learn.progress import progress
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer that a learner would give, and words of the reason that the check must give for it."""
+
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, repr=False)
+class Exercise:
+    """One exercise.
+
+    Attributes:
+        id: "https.tls12.count": the section's id and a name.
+        task: what to do, in markdown. It stands in the notebook, too, where it can be read without a kernel.
+        starter: the cell that the learner begins with. Its last statement defines the answer: a function, or a variable
+            whose value is ``...``.
+        solution: a cell that solves it, defining the same name.
+        explanation: why it does, plain text.
+        hints: two or more, each giving away a little more.
+        mistakes: wrong answers, for the tests.
+        judge: takes the answer, raises Wrong with the reason; what it returns is said to who is right. It judges
+            behaviour: it runs the answer on a lab and looks at the wire, the kernel and the response. For a function it
+            runs in a process of its own, so it must be a function of a module.
+        deadline_s: how long judging a function may take, seconds.
+    """
+
+    id: str
+    task: str
+    starter: str
+    solution: str
+    explanation: str
+    hints: tuple[str, ...]
+    mistakes: tuple[Mistake, ...]
+    judge: Callable[[Any], str | None] = field(repr=False)
+    deadline_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_deadline(self.deadline_s)
+        if len(self.hints) < 2:
+            raise InvalidValue(f"exercise {self.id!r} has {len(self.hints)} hint(s): give two or more")
+
+    @property
+    def name(self) -> str:
+        """The name that the learner's cell defines."""
+        last = ast.parse(self.starter).body[-1]
+        if isinstance(last, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            return last.name
+        if isinstance(last, ast.Assign) and isinstance(last.targets[0], ast.Name):
+            return last.targets[0].id
+        raise InvalidValue(f"the starter of {self.id!r} must end in a function or in a variable")
+
+    def check(self, answer: Any) -> Verdict:
+        """Judge an answer. Never raises and never hangs, whatever the answer is; a right one is kept as progress."""
+        begun = answer_of(self.starter, self.name)
+        if _untouched(answer, begun):
+            return Verdict("not attempted", f"change {self.name!r} and run the cell again")
+        if callable(begun):
+            if not callable(answer):
+                return Verdict("wrong", f"{self.name} is {answer!r}: give a function")
+            verdict = judge_apart(self.judge, answer, self.deadline_s)
+        else:
+            verdict = judge_here(self.judge, answer)
+        if verdict:
+            progress().solve(self.id)
+        return verdict
+
+    def hint(self, number: int = 1) -> str:
+        """A hint; each gives away a little more than the one before. Raises InvalidValue for one that is not there."""
+        if not isinstance(number, int) or not 1 <= number <= len(self.hints):
+            raise InvalidValue(f"hint({number!r}): there are {len(self.hints)}, counted from 1")
+        return self.hints[number - 1]
+
+    def __repr__(self) -> str:
+        return f"<Exercise {self.id}: check({self.name}), hint(1) to hint({len(self.hints)}), solution>"
+
+    def _repr_html_(self) -> str:
+        return folded(self.hints, self.solution, self.explanation)
+
+
+def folded(hints: tuple[str, ...], solution: str, explanation: str) -> str:
+    """Hints and solution as lines to click on; plain HTML, so it also works in a notebook that is only read."""
+    parts = [(f"Hint {number}", f"<p>{html.escape(hint)}</p>") for number, hint in enumerate(hints, 1)]
+    parts.append(("Solution", f"<pre>{html.escape(solution)}</pre><p>{html.escape(explanation)}</p>"))
+    return "".join(
+        f"<details style='margin:0.2em 0'><summary style='cursor:pointer'>{title}</summary>"
+        f"<div style='margin:0.2em 1.2em'>{body}</div></details>"
+        for title, body in parts
+    )
+
+
+def answer_of(source: str, name: str) -> Any:
+    """Run a cell in a namespace of its own and return what it defines under a name."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "<cell>", "exec"), namespace)
+    return namespace[name]
+
+
+def _untouched(answer: Any, begun: Any) -> bool:
+    """Whether the learner has not begun: the starter's own value, or a function that does the same as the starter's."""
+    if answer is None or answer is ...:
+        return True
+    if inspect.isfunction(answer) and inspect.isfunction(begun):
+        return _fingerprint(answer.__code__) == _fingerprint(begun.__code__)
+    return type(answer) is type(begun) and bool(answer == begun)
+
+
+def _fingerprint(code: CodeType) -> tuple[Any, ...]:
+    """What a function does, whatever file and line it stands in."""
+    constants = tuple(_fingerprint(c) if isinstance(c, CodeType) else (type(c), c) for c in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, constants

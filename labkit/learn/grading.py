@@ -1,0 +1,190 @@
+"""A verdict on what a learner wrote, within a deadline, whatever it does.
+
+The learner's function is judged in a process of its own: an endless loop, a server that never answers or a crash ends
+with that process, and not with the notebook. ``cloudpickle`` takes the function there, because it was defined in a
+cell and no module could be imported to find it.
+
+::
+
+    notebook ──(judge, answer)──▶ python -m labkit.learn.judge ──verdict──▶ notebook
+
+The process ends at the deadline by its own alarm, which knows the line the code was in; if that does not help, it
+is killed. The kernel then ends the lab that it may have opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import linecache
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from labkit.errors import InvalidValue
+
+Outcome = Literal["right", "wrong", "not attempted"]
+SYMBOLS: dict[Outcome, str] = {"right": "✓", "wrong": "✗", "not attempted": "○"}
+GRACE_S = 3.0  # for the process to start and to end by itself
+MOST_PRINTED = 2000
+
+
+class Wrong(Exception):
+    """Raised by a judge: the answer is wrong, and why, in words for the learner."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a check.
+
+    Attributes:
+        outcome: "right", "wrong" or "not attempted".
+        reason: for the learner: why it is wrong, what was seen, what to do next.
+        printed: what the learner's code printed while it was judged.
+    """
+
+    outcome: Outcome
+    reason: str
+    printed: str = ""
+
+    def __bool__(self) -> bool:
+        return self.outcome == "right"
+
+    def __repr__(self) -> str:
+        text = f"{SYMBOLS[self.outcome]} {self.outcome}: {self.reason}"
+        return text + (f"\nIt printed:\n{self.printed}" if self.printed else "")
+
+    def _repr_html_(self) -> str:
+        colour = {"right": "#009e73", "wrong": "#d55e00", "not attempted": "#6b6b6b"}[self.outcome]
+        printed = f"<p>It printed:</p><pre>{html.escape(self.printed)}</pre>" if self.printed else ""
+        return (
+            f"<div style='border-left:4px solid {colour};padding:0.2em 0.8em'><b style='color:{colour}'>"
+            f"{SYMBOLS[self.outcome]} {self.outcome}</b><br>{html.escape(self.reason)}{printed}</div>"
+        )
+
+
+def judge_here(judge: Callable[[Any], str | None], answer: Any) -> Verdict:
+    """Judge an answer that is no code: a number, a capture, the blanks of a trace.
+
+    Args:
+        judge: raises Wrong; what it returns is said to who is right.
+        answer: the learner's.
+    """
+    try:
+        said = judge(answer)
+    except Wrong as exc:
+        return Verdict("wrong", str(exc))
+    except Exception as exc:  # a value of a kind that the judge did not think of
+        return Verdict("wrong", f"{answer!r} could not be judged: {type(exc).__name__}: {exc}")
+    return Verdict("right", said or "")
+
+
+def judge_apart(judge: Callable[[Any], str | None], answer: Any, deadline_s: float) -> Verdict:
+    """Judge a function in a process of its own.
+
+    Args:
+        judge: a function of a module, as in ``judge_here``; it opens the labs that it needs.
+        answer: the learner's function.
+        deadline_s: seconds that it may take, labs included.
+    """
+    import cloudpickle
+
+    try:
+        parcel = cloudpickle.dumps((judge, answer, deadline_s))
+    except Exception as exc:
+        return Verdict("wrong", _cannot_travel(answer, exc))
+    read, write = os.pipe()
+    # Standard output is a pipe of its own: a print of the learner must not be taken for the verdict.
+    command = [sys.executable, "-m", "labkit.learn.judge", str(write)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[write],
+        start_new_session=True,
+    )
+    os.close(write)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    printed = bytearray()
+    collector = threading.Thread(target=_collect, args=(process.stdout.fileno(), printed), daemon=True)
+    collector.start()
+    try:
+        with open(read, "rb") as verdicts:
+            with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                stdin.write(parcel)
+            told = _read_until(verdicts.fileno(), time.monotonic() + deadline_s + GRACE_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        collector.join()
+        process.stdout.close()
+    text = printed[:MOST_PRINTED].decode("utf-8", "replace").rstrip()
+    if not told:
+        if process.returncode == -signal.SIGKILL:
+            return Verdict("wrong", f"it did not end within {deadline_s:g} s: is there a loop without an end?", text)
+        return Verdict("wrong", "its process ended without a verdict: does it call exit?", text)
+    verdict = json.loads(told)
+    return Verdict(verdict["outcome"], verdict["reason"] + _line(verdict), text)
+
+
+def _collect(descriptor: int, into: bytearray) -> None:
+    with contextlib.suppress(OSError):
+        while data := os.read(descriptor, 65536):
+            if len(into) < MOST_PRINTED:
+                into += data
+
+
+def _read_until(descriptor: int, deadline_s: float) -> bytes:
+    """What comes before the end of the pipe or the deadline."""
+    told = b""
+    while (left_s := deadline_s - time.monotonic()) > 0 and select.select([descriptor], [], [], left_s)[0]:
+        data = os.read(descriptor, 65536)
+        if not data:
+            break
+        told += data
+        if told.endswith(b"\n"):
+            break
+    return told
+
+
+def _line(verdict: dict[str, Any]) -> str:
+    """The line of the learner's code that a verdict is about; the cell's text is known here only."""
+    if "line" not in verdict:
+        return ""
+    source = linecache.getline(verdict["file"], verdict["line"]).strip()
+    return f" (line {verdict['line']} of the cell{': ' + source if source else ''})"
+
+
+def _cannot_travel(answer: Any, exc: Exception) -> str:
+    """Name the variable of the notebook that a function cannot take along."""
+    import cloudpickle
+
+    known = getattr(answer, "__globals__", {})
+    names = [name for name in getattr(getattr(answer, "__code__", None), "co_names", ()) if name in known]
+    for name in names:
+        try:
+            cloudpickle.dumps(known[name])
+        except Exception:
+            return (
+                f"your code uses {name!r} of this notebook, which cannot go where it is judged, a process of its own: "
+                "use the arguments, and what the function makes itself"
+            )
+    return f"your code cannot be taken to where it is judged ({exc}): use only the arguments and imports"
+
+
+def check_deadline(deadline_s: float) -> float:
+    """Raises InvalidValue for what is no deadline."""
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, (int, float)) or not 0 < deadline_s <= 60:
+        raise InvalidValue(f"deadline_s={deadline_s!r}: a number of seconds above 0, 60 at most")
+    return float(deadline_s)

@@ -1,0 +1,82 @@
+"""The process in which a learner's function is judged. Started by ``grading.judge_apart``, never by hand.
+
+Standard input brings the judge, the function and the deadline; the verdict goes to the descriptor named as argument.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Any, NoReturn
+
+from labkit.errors import LabUnavailable
+from labkit.learn.grading import Wrong
+
+
+class _Late(BaseException):
+    """The deadline has passed. No Exception, so that the learner's own ``except Exception`` lets it through."""
+
+
+def main() -> NoReturn:
+    """Judge, tell, end: whatever threads are left end with the process."""
+    verdicts = int(sys.argv[1])
+    if sys.platform == "linux":
+        from labkit.network.namespaces import end_with_parent
+
+        end_with_parent()  # a kernel that is killed cannot end it
+    judge, answer, deadline_s = pickle.load(sys.stdin.buffer)
+    os.write(verdicts, json.dumps(_verdict(judge, answer, deadline_s)).encode() + b"\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _verdict(judge: Any, answer: Any, deadline_s: float) -> dict[str, Any]:
+    def late(number: int, frame: FrameType | None) -> None:
+        raise _Late
+
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, deadline_s, 0.5)
+    try:
+        try:
+            said = judge(answer)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except Wrong as exc:
+        # What the learner's own code raised in a server's thread is the cause that a judge passes on.
+        return {"outcome": "wrong", "reason": str(exc), **(_place(exc.__cause__, answer) if exc.__cause__ else {})}
+    except _Late as exc:
+        return {"outcome": "wrong", "reason": f"it did not end within {deadline_s:g} s", **_place(exc, answer)}
+    except LabUnavailable as exc:
+        return {"outcome": "not attempted", "reason": f"it cannot be judged here: {exc}"}
+    except BaseException as exc:
+        where = _place(exc, answer)
+        if where or isinstance(exc, (SystemExit, TypeError)):  # TypeError: called with other arguments than it takes
+            return {"outcome": "wrong", "reason": f"your code raised {describe(exc)}", **where}
+        traceback.print_exc()
+        return {"outcome": "wrong", "reason": f"with your code the check itself failed: {describe(exc)}"}
+    return {"outcome": "right", "reason": said or ""}
+
+
+def describe(exc: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+
+
+def _place(exc: BaseException, answer: Any) -> dict[str, Any]:
+    """The innermost line of the learner's own cell, {} where there is none."""
+    code = getattr(answer, "__code__", None) or getattr(getattr(answer, "__init__", None), "__code__", None)
+    if code is None:
+        return {}
+    lines = [
+        line for frame, line in traceback.walk_tb(exc.__traceback__) if frame.f_code.co_filename == code.co_filename
+    ]
+    return {"file": code.co_filename, "line": lines[-1]} if lines else {}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""What judges have in common: run a learner's server on a host, and read what crossed the wire."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from labkit.capture.capture import Capture
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import Timeline, connections, timeline
+from labkit.learn.grading import Wrong
+from labkit.learn.judge import describe
+from labkit.network.host import Host
+
+END_S = 5.0
+
+
+@contextlib.contextmanager
+def serving(host: Host, serve: Callable[..., Any], *arguments: Any, port: int = 8443) -> Iterator[socket.socket]:
+    """Run a learner's ``serve(listener, *arguments)`` in a thread for the length of a block.
+
+    Args:
+        host: where it listens.
+        serve: the learner's; it accepts from the listener and returns when it has served.
+        arguments: what it takes besides.
+        port: of the listener.
+
+    Yields:
+        the listener.
+
+    Raises:
+        Wrong: the server raised, with its exception as the cause.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            serve(listener, *arguments)
+        except BaseException as exc:
+            raised.append(exc)
+
+    with host, socket.create_server((host.ip, port)) as listener:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield listener
+        except Exception:
+            thread.join(1)  # what the client met is the consequence; the cause may be on its way
+            if not raised:
+                raise
+        else:
+            thread.join(END_S)
+    if raised:
+        raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
+
+
+def the_request(capture: Capture, port: int = 8443) -> Timeline:
+    """The timeline of the one connection to this port. Raises Wrong where there is none, or no request in it."""
+    mine = [group for group in connections(capture.messages) if group[0].flow.server_port == port]
+    if len(mine) != 1:
+        raise Wrong(f"{len(mine)} connections to port {port} were captured: one was expected")
+    try:
+        return timeline(mine[0])
+    except MeasurementFailed as exc:
+        raise Wrong(str(exc)) from exc
