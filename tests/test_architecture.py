@@ -10,7 +10,20 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "labkit"
 
 # In the order of the table in docs/architecture.md: each may import itself and what stands before it.
-FLOORS = ["errors", "network", "capture", "servers", "lab", "handshakes", "plots", "doctor", "bench", "cli", "__main__"]
+FLOORS = [
+    "errors",
+    "network",
+    "capture",
+    "servers",
+    "lab",
+    "handshakes",
+    "plots",
+    "learn",
+    "sections",
+    "doctor",
+    "bench",
+]
+FLOORS += ["cli", "__main__"]
 DOORS = {("lab", "capture"), ("lab", "servers"), ("capture", "plots")}
 
 

@@ -20,7 +20,14 @@ from labkit import errors
 
 HEAVY = {"scapy", "matplotlib", "numpy", "aioquic", "cryptography", "ipywidgets", "OpenSSL", "trustme", "h11", "httpx"}
 MODULES = sorted(info.name for info in pkgutil.walk_packages(labkit.__path__, "labkit."))
-PACKAGES = ["labkit", "labkit.handshakes", "labkit.handshakes.clients", "labkit.plots", "labkit.servers"]
+PACKAGES = [
+    "labkit",
+    "labkit.handshakes",
+    "labkit.handshakes.clients",
+    "labkit.learn",
+    "labkit.plots",
+    "labkit.servers",
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,0 +1,191 @@
+"""Verdicts on whatever a learner may write: always one of three, always within the deadline, nothing left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit.errors import InvalidValue
+from labkit.learn import Exercise, Mistake, Verdict, Wrong, progress
+from labkit.learn.exercise import answer_of
+
+HERE = Path(__file__).resolve().parent
+
+
+def judge_double(double: Callable[[int], int]) -> str:
+    """Where it is judged, this module is imported by its name."""
+    for number in (2, 3):
+        if (twice := double(number)) != 2 * number:
+            raise Wrong(f"double({number}) is {twice!r}: twice {number} is {2 * number}")
+    return "Twice is twice."
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Exercise:
+    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return Exercise(
+        id="t.s.double",
+        task="Write `double(n)`.",
+        starter="def double(n):\n    return ...\n",
+        solution="def double(n):\n    return 2 * n\n",
+        explanation="Because.",
+        hints=("Twice.", "2 * n."),
+        mistakes=(Mistake("def double(n):\n    return n\n", "twice 2 is 4"),),
+        judge=judge_double,
+        deadline_s=3,
+    )
+
+
+def check(exercise: Exercise, source: str) -> Verdict:
+    return exercise.check(answer_of(source, exercise.name))
+
+
+def test_the_three_outcomes(double: Exercise) -> None:
+    for untouched in (None, ..., answer_of(double.starter, "double"), answer_of("\n\n" + double.starter, "double")):
+        verdict = double.check(untouched)
+        assert (verdict.outcome, bool(verdict)) == ("not attempted", False)
+    assert not progress().is_solved(double.id)
+    assert check(double, double.mistakes[0].source) == Verdict("wrong", "double(2) is 2: twice 2 is 4")
+    assert not progress().is_solved(double.id)
+    assert check(double, double.solution) == Verdict("right", "Twice is twice.")
+    assert progress().is_solved(double.id)
+    assert repr(Verdict("right", "Good.")) == "✓ right: Good."
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("while True: pass", "did not end within 3 s (line 2 of the cell"),
+        (
+            "while True:\n        try:\n            import time; time.sleep(9)\n        except BaseException: pass",
+            "did not end within 3 s",
+        ),
+        ("return 1 / 0", "your code raised ZeroDivisionError: division by zero (line 2 of the cell"),
+        ("raise SystemExit(3)", "your code raised SystemExit: 3"),
+        ("import os; os._exit(0)", "ended without a verdict"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended without a verdict"),
+        ("return 'ab' * n", "double(2) is 'abab'"),
+        ("raise KeyboardInterrupt", "your code raised KeyboardInterrupt"),
+        ("import sys; sys.setrecursionlimit(300); return double(n)", "your code raised RecursionError"),
+        ("print(n); import os; os.close(1); return 3", "double(2) is 3"),
+    ],
+    ids=["endless", "stubborn", "raises", "exits", "leaves", "crashes", "type", "interrupts", "recurses", "closes"],
+)
+def test_code_that_does_what_it_should_not(double: Exercise, body: str, reason: str) -> None:
+    begun = time.monotonic()
+    verdict = check(double, f"def double(n):\n    {body}\n")
+    assert verdict.outcome == "wrong"
+    assert reason in verdict.reason
+    assert time.monotonic() - begun < 60  # a deadline of 3 s, on a machine that may be busy; never the endless loop's
+
+
+def test_what_is_no_function(double: Exercise) -> None:
+    assert double.check(7) == Verdict("wrong", "double is 7: give a function")
+    assert check(double, "def double():\n    return 4\n").reason.startswith("your code raised TypeError")
+
+
+def test_what_it_prints_is_told_and_no_verdict(double: Exercise) -> None:
+    print_a_verdict = """print('{"outcome": "right", "reason": "mine"}', flush=True)"""
+    verdict = check(double, f"def double(n):\n    {print_a_verdict}\n    return n\n")
+    assert verdict.outcome == "wrong"
+    assert '"mine"' in verdict.printed
+    assert "It printed:" in repr(verdict)
+    assert '"mine"' not in verdict._repr_html_()  # escaped
+    long = check(double, "def double(n):\n    print('x' * 10**6)\n    return n\n")
+    assert len(long.printed) == 2000
+
+
+def test_a_variable_that_cannot_be_taken_along(double: Exercise) -> None:
+    source = "import threading\nlock = threading.Lock()\ndef double(n):\n    with lock:\n        return 2 * n\n"
+    verdict = check(double, source)
+    assert verdict.outcome == "wrong"
+    assert "uses 'lock' of this notebook" in verdict.reason
+    assert check(double, "factor = 2\ndef double(n):\n    return factor * n\n")
+
+
+def test_processes_that_it_leaves_end_with_it(
+    double: Exercise, processes_of: Callable[[object], dict[int, str]], tmp_path: Path, until: Callable[..., None]
+) -> None:
+    child = f"import subprocess; subprocess.Popen(['sleep', '1000'], env={{'MARK': {str(tmp_path)!r}}})"
+    assert check(double, f"def double(n):\n    {child}\n    return 2 * n\n")
+    until(lambda: processes_of(tmp_path) == {})
+
+
+INTERRUPTED = """
+import sys; sys.path.insert(0, sys.argv[1])
+from test_exercise import judge_double
+from labkit.learn.grading import judge_apart
+def double(n):
+    import subprocess
+    subprocess.Popen(["sleep", "1000"], env={"MARK": mark})
+    print("begun", file=open(mark + "/begun", "w"))
+    while True: pass
+mark = sys.argv[2]
+judge_apart(judge_double, double, 50)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_check_that_is_cut_off_leaves_nothing(
+    how: signal.Signals,
+    tmp_path: Path,
+    processes_of: Callable[[object], dict[int, str]],
+    until: Callable[..., None],
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
+    command = [sys.executable, "-c", INTERRUPTED, str(HERE), str(tmp_path)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        until((tmp_path / "begun").exists, 30)
+        process.send_signal(how)
+        process.wait(20)
+        if how == signal.SIGINT:
+            until(lambda: processes_of(tmp_path) == {})
+        else:  # the judge ends with its parent; what the learner's code had started is the learner's
+            until(lambda: not any("labkit.learn.judge" in words for words in processes_of(tmp_path).values()))
+    finally:
+        for pid in processes_of(tmp_path):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_values_are_judged_here() -> None:
+    def judge(answer: Any) -> None:
+        if answer + 1 != 3:
+            raise Wrong(f"{answer + 1} is not 3")
+
+    exercise = Exercise("t.s.value", "t", "n = ...", "n = 2", "e", ("a", "b"), (), judge)
+    assert exercise.check(...).outcome == "not attempted"
+    assert exercise.check(2) == Verdict("right", "")
+    assert exercise.check(3) == Verdict("wrong", "4 is not 3")
+    strange = exercise.check("two")
+    assert strange.outcome == "wrong"
+    assert "'two' could not be judged: TypeError" in strange.reason
+
+
+def test_hints_and_solution(double: Exercise) -> None:
+    assert [double.hint(), double.hint(2)] == ["Twice.", "2 * n."]
+    with pytest.raises(InvalidValue, match=r"hint\(3\): there are 2"):
+        double.hint(3)
+    page = double._repr_html_()
+    assert page.count("<details") == 3
+    assert "<details open" not in page
+    assert "return 2 * n" in page
+
+
+def test_exercises_that_cannot_be(double: Exercise) -> None:
+    fields = {name: getattr(double, name) for name in double.__dataclass_fields__}
+    with pytest.raises(InvalidValue, match="has 1 hint"):
+        Exercise(**{**fields, "hints": ("one",)})
+    with pytest.raises(InvalidValue, match="deadline_s=0"):
+        Exercise(**{**fields, "deadline_s": 0})
+    with pytest.raises(InvalidValue, match="must end in a function or in a variable"):
+        _ = Exercise(**{**fields, "starter": "print(1)"}).name
