@@ -1,4 +1,4 @@
-"""Both notebooks in a real JupyterLab, in a real browser, as a learner uses them."""
+"""The book in a real JupyterLab, in a real browser, as a learner uses it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def jupyterlab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     runtime = home / "runtime"
     environment = {
         **os.environ,
+        "LABKIT_HOME": str(home / "progress"),
         "JUPYTER_RUNTIME_DIR": str(runtime),
         "JUPYTER_CONFIG_DIR": str(home / "config"),
         "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
@@ -84,6 +85,14 @@ def open_and_run(browser: Any, jupyterlab: str, notebook: str) -> Any:
     """Open a notebook, run all of its cells, and wait until the last one has run."""
     page = browser.new_page(viewport={"width": 1280, "height": 1400})
     page.goto(jupyterlab.replace("NOTEBOOK", f"notebooks/{notebook}"), timeout=RUN_MS)
+    wait_for_kernel(page, notebook)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+    run_all(page)
+    return page
+
+
+def wait_for_kernel(page: Any, notebook: str) -> None:
+    """Wait until a notebook is open and its kernel has nothing to do."""
     page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell", timeout=RUN_MS)
     # "Run all" before the kernel is there runs nothing and says nothing; before ipywidgets has asked the kernel for
     # its widgets, none of them is shown. Answers come in order: ours says that theirs has come.
@@ -100,7 +109,10 @@ def open_and_run(browser: Any, jupyterlab: str, notebook: str) -> Any:
         arg=notebook,
         timeout=RUN_MS,
     )
-    page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+
+
+def run_all(page: Any) -> None:
+    """Run all cells, and wait until the last one has run."""
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(
         """() => {
@@ -112,7 +124,21 @@ def open_and_run(browser: Any, jupyterlab: str, notebook: str) -> Any:
     )
     complaints = page.locator('[data-mime-type="application/vnd.jupyter.stderr"], [data-mime-type$="jupyter.error"]')
     assert complaints.all_inner_texts() == []
-    return page
+
+
+def cell(page: Any, text: str) -> Any:
+    """The code cell in whose source this stands."""
+    return page.locator(".jp-CodeCell").filter(has=page.locator(".jp-InputArea", has_text=text))
+
+
+def rewrite_and_run(page: Any, text: str, source: str, expected: str) -> None:
+    """Type another source into a cell as a learner does, run it, and wait for what it must say."""
+    here = cell(page, text)
+    here.locator(".cm-content").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.insert_text(source)
+    page.keyboard.press("Control+Enter")
+    here.locator(".jp-OutputArea", has_text=expected).wait_for(timeout=RUN_MS)
 
 
 def keep_screenshot(page: Any, name: str) -> None:
@@ -125,12 +151,54 @@ def alts(page: Any) -> list[str]:
     return [text for text in page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.alt)") if text]
 
 
-def test_welcome(browser: Any, jupyterlab: str) -> None:
-    page = open_and_run(browser, jupyterlab, "00_introduction/01_welcome.ipynb")
-    assert "tier: " in page.locator(".jp-OutputArea").first.inner_text()
+def test_the_learners_loop(browser: Any, jupyterlab: str) -> None:
+    """Predict, run, answer wrongly and rightly, take a hint, move the slider, come back another day."""
+    welcome = "00_introduction/01_welcome.ipynb"
+    page = open_and_run(browser, jupyterlab, welcome)
+    assert "tier: " in cell(page, "labkit.doctor()").locator(".jp-OutputArea").inner_text()
     assert any("SYN-ACK" in alt for alt in alts(page))
-    page.locator(".jp-OutputArea img").first.scroll_into_view_if_needed()
+    cell(page, "plot_ladder(capture.ladder(acks=True), title=title)").first.scroll_into_view_if_needed()
     keep_screenshot(page, "welcome")
+
+    panel = cell(page, "ask(connect_ms, who)")
+    panel.locator("input[type=text]").fill("40")
+    panel.locator("input[type=text]").press("Enter")
+    panel.locator(".jp-OutputArea", has_text="kept: 40 ms").wait_for(timeout=RUN_MS)
+    panel.get_by_role("button", name="the kernel").click()
+    panel.locator(".jp-OutputArea", has_text="kept: 'the kernel'").wait_for(timeout=RUN_MS)
+    panel.scroll_into_view_if_needed()
+    keep_screenshot(page, "prediction")
+    compared = "print(connect_ms.compare(measured_ms))\nprint(who.compare('the kernel'))"
+    rewrite_and_run(page, "connect_ms.compare", compared, "You predicted 'the kernel', and were right.")
+    assert "You predicted 40 ms" in cell(page, "connect_ms.compare").inner_text()
+
+    exercise = 'flags = "{}"\n\nsection.FLAGS.check(flags)'
+    rewrite_and_run(page, "section.FLAGS.check", exercise.format("S"), "also acknowledges the client's SYN")
+    hints = cell(page, "section.FLAGS").last.locator("details", has_text="Hint 1")
+    hints.locator("summary").click()
+    assert hints.get_by_text("second packet of the capture").is_visible()
+    hints.scroll_into_view_if_needed()
+    keep_screenshot(page, "exercise")
+    rewrite_and_run(page, "section.FLAGS.check", exercise.format("SA"), "✓ right")
+
+    slider = cell(page, "interact(connect")
+    slider.locator(".noUi-handle").focus()
+    page.keyboard.press("ArrowRight")
+    slider.locator('img[alt^="connect over 45 ms"]').wait_for(timeout=RUN_MS)
+
+    page.reload()
+    wait_for_kernel(page, welcome)
+    # Without its promise, which waits for the dialog.
+    page.evaluate("() => { window.jupyterapp.commands.execute('kernelmenu:restart'); }")
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    wait_for_kernel(page, welcome)
+    run_all(page)
+    row = cell(page, "overview()").locator("tr", has=page.get_by_role("link", name="Welcome"))
+    assert "✓" in row.inner_text()
+    assert "Go on here: Communication basics" in cell(page, "overview()").inner_text()
+    assert cell(page, "ask(connect_ms, who)").locator("input[type=text]").input_value() == "40"
+    cell(page, "overview()").scroll_into_view_if_needed()
+    keep_screenshot(page, "overview")
     page.close()
 
 
