@@ -16,7 +16,7 @@ from labkit.learn.contents import Chapter, Contents, Section, contents
 from labkit.learn.exercise import Exercise, Mistake
 from labkit.learn.grading import Outcome, Verdict, Wrong
 from labkit.learn.overview import Overview, done, overview
-from labkit.learn.predictions import Choice, Number, Order, Prediction, ask, predict
+from labkit.learn.predictions import Choice, Number, Order, Panel, Prediction, ask, predict
 from labkit.learn.progress import Progress, progress
 from labkit.learn.quiz import Option, Question, Quiz
 from labkit.learn.trace import Blank, HiddenTrace
@@ -34,6 +34,7 @@ __all__ = [
     "Order",
     "Outcome",
     "Overview",
+    "Panel",
     "Prediction",
     "Progress",
     "Question",

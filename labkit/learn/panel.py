@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as widgets
-from IPython.display import display
 
 from labkit.errors import InvalidValue
 from labkit.learn.predictions import Choice, Number, Order, Prediction
@@ -14,12 +13,10 @@ from labkit.learn.predictions import Choice, Number, Order, Prediction
 WIDE = widgets.Layout(width="100%")
 
 
-def show_panel(questions: Sequence[Prediction]) -> None:
-    """Show the questions. A front end without widgets shows them as text, with the way to answer them."""
-    panel = widgets.VBox([_line(question) for question in questions])
-    bundle = dict(panel._repr_mimebundle_() or {})
-    bundle["text/plain"] = "\n".join(repr(question) for question in questions)
-    display(bundle, raw=True)  # type: ignore[no-untyped-call]
+def mimebundle(questions: Sequence[Prediction]) -> dict[str, Any]:
+    """The questions for a notebook. A front end without widgets shows the text, with the way to answer them."""
+    box = widgets.VBox([_line(question) for question in questions])
+    return {**box._repr_mimebundle_(), "text/plain": "\n".join(repr(question) for question in questions)}
 
 
 def _line(question: Prediction) -> widgets.Widget:

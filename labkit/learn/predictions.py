@@ -71,8 +71,8 @@ class Prediction:
             return f"{found} You made no prediction."
         return f"{found} You predicted {self.words(self.value)}{', and were right' if self.is_right(measured) else ''}."
 
-    def _ipython_display_(self) -> None:
-        ask(self)
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        return Panel(self)._repr_mimebundle_(**options)
 
 
 class Number(Prediction):
@@ -159,11 +159,24 @@ class Order(Prediction):
         return bool(self.value == list(measured))
 
 
-def ask(*questions: Prediction) -> None:
-    """Show several predictions as one panel."""
-    from labkit.learn.panel import show_panel
+class Panel:
+    """Several predictions, which a notebook shows as one panel of widgets."""
 
-    show_panel(questions)
+    def __init__(self, *questions: Prediction) -> None:
+        self.questions = questions
+
+    def __repr__(self) -> str:
+        return "\n".join(repr(question) for question in self.questions)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        from labkit.learn.panel import mimebundle
+
+        return mimebundle(self.questions)
+
+
+def ask(*questions: Prediction) -> Panel:
+    """Several predictions as one panel: on the last line of a cell."""
+    return Panel(*questions)
 
 
 def predict(id: str, value: Any) -> None:

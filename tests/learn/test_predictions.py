@@ -10,7 +10,7 @@ import ipywidgets
 import pytest
 
 from labkit.errors import InvalidValue
-from labkit.learn import Choice, Number, Order, Prediction, predict, progress
+from labkit.learn import Choice, Number, Order, Prediction, ask, predict, progress
 from labkit.learn import panel as panels
 
 
@@ -76,13 +76,10 @@ def test_values_that_the_question_does_not_have(questions: list[Prediction]) -> 
 
 
 def test_the_widgets_keep_what_is_chosen(questions: list[Prediction], monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[Any] = []
-    monkeypatch.setattr(panels, "display", lambda bundle, raw: shown.append(bundle))
     built: list[Any] = []
     control = panels._control
     monkeypatch.setattr(panels, "_control", lambda question: built.append(control(question)) or built[-1])
-    panels.show_panel(questions)
-    (bundle,) = shown
+    bundle = ask(*questions)._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
     assert "predict('t.s.rtts', …)" in bundle["text/plain"]
     text, buttons, tags = built
