@@ -231,8 +231,8 @@ class Network:
         with self._lock:
             self.check_open()
             if name is not None:
-                predecessor = self._owned_names.pop(name, None)
-                if predecessor is not None:
+                # Forgotten only when it is closed: after an interrupt here the next one of this name closes it.
+                if (predecessor := self._owned_names.get(name)) is not None:
                     predecessor.close()
                 self._owned_names[name] = owned
             self._owned = [other for other in self._owned if not getattr(other, "closed", False)]

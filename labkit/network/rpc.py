@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,7 +71,11 @@ def call(
         TimeoutError: no answer in `timeout_s` seconds.
     """
     with open_request(control, request, descriptors) as answer:
-        answer.settimeout(timeout_s)
+        # Waiting is one thing and taking another: an interrupt ends the wait, and loses no descriptor with it.
+        poll = select.poll()
+        poll.register(answer, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            raise TimeoutError(f"no answer in {timeout_s:g} s")
         reply, received = receive(answer)
     if "errno" in reply:
         raise OSError(reply["errno"], reply["error"])

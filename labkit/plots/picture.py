@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 DPI = 110
+PALETTE = 64
 
 
 class Picture:
@@ -34,8 +36,11 @@ class Picture:
 
     def png(self) -> bytes:
         """The picture as PNG bytes."""
-        buffer = io.BytesIO()
-        self.figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight")
+        drawn, buffer = io.BytesIO(), io.BytesIO()
+        self.figure.savefig(drawn, format="png", dpi=DPI, bbox_inches="tight")
+        # Lines and letters need few colours, and a notebook with ten ladders is a quarter of the size.
+        few = Image.open(drawn).convert("RGB").quantize(PALETTE, method=Image.Quantize.FASTOCTREE)
+        few.save(buffer, format="png")
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -10,10 +10,11 @@ a QUIC server may send before it knows the client's address (RFC 9000, section 8
 
 from __future__ import annotations
 
+import io
 import ssl
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import trustme
@@ -51,6 +52,11 @@ class Authority:
     def ca_pem(self) -> bytes:
         """The authority's certificate."""
         return self._ca.cert_pem.bytes()
+
+    @property
+    def root(self) -> trustme.CA:
+        """The authority itself, for chains that certificate_for does not make: ``root.create_child_ca()``."""
+        return self._ca
 
     def certificate_for(self, *names: str) -> trustme.LeafCert:
         """A certificate and its key for these DNS names and IP addresses; the same one for the same names.
@@ -131,15 +137,26 @@ def version_range(versions: Sequence[str]) -> tuple[ssl.TLSVersion, ssl.TLSVersi
     return min(chosen), max(chosen)
 
 
-def keylog_writer(path: Path) -> Callable[[bytes], None]:
-    """A function that appends a line to a key log, for libraries that hand out secrets by a callback."""
+class AppendedFile(io.FileIO):
+    """A file for appending that closes itself: an interrupt can fall between opening it and the ``with`` block."""
 
-    def write(line: bytes) -> None:
+    __del__ = io.FileIO.close  # in C, so that an interrupt cannot fall into it, too
+
+
+class KeyLogWriter:
+    """Appends to a key log, for libraries that hand out secrets by a callback or write them into a text file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, text: str) -> None:
+        """Append whole lines. They are in the file when this returns."""
         # One write to a file opened for appending: lines of several threads don't mix.
-        with open(path, "ab", buffering=0) as file:
-            file.write(line + b"\n")
+        with AppendedFile(self._path, "ab") as file:
+            file.write(text.encode("ascii"))
 
-    return write
+    def flush(self) -> None:
+        """Nothing is left to do."""
 
 
 _authorities: weakref.WeakKeyDictionary[LabLike, Authority] = weakref.WeakKeyDictionary()

@@ -77,11 +77,14 @@ class Server:
             raise
 
     def close(self) -> None:
-        """End it: no thread and no socket is left, also of clients that are connected. Closing twice is fine."""
+        """End it: no thread and no socket is left, also of clients that are connected. Closing twice is fine.
+
+        What an interrupt cut short the next call finishes: the lab's, or that of the next server of this name.
+        """
         with self._close_lock:
             if not self.closed:
-                self.closed = True
                 self._shut()
+                self.closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +99,7 @@ class Server:
         raise NotImplementedError
 
     def _shut(self) -> None:
-        """End everything that `_open` started, however far it came."""
+        """End everything that `_open` started, however far it came, or an interrupted `_shut` before this one."""
         raise NotImplementedError
 
     def _bind(self, sock: socket.socket) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.asyncio.server import QuicServer
@@ -22,11 +22,15 @@ from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEv
 from aioquic.tls import SessionTicket, load_pem_private_key, load_pem_x509_certificates
 
 from labkit.servers.answer import answer
+from labkit.servers.authority import KeyLogWriter
 from labkit.servers.background import CLOSE_TIMEOUT_S, START_TIMEOUT_S, Server, join_all
 from labkit.servers.hosts import HostLike
 from labkit.servers.http1 import complete_headers
 from labkit.servers.loop import LoopLease
 from labkit.servers.messages import MAX_BODY_BYTES, Handler, Headers, Request, Response, describe_connection
+
+if TYPE_CHECKING:
+    import trustme
 
 MAX_TICKETS = 1000
 
@@ -42,6 +46,10 @@ class Http3Server(Server):
         port: a UDP port; 0 for a free one.
         accept_early_data: when False, tickets still invite 0-RTT, but the server does not know them any more:
             it drops those packets, and the client sends the request again. May be changed while it runs.
+        single_use_tickets: when False, a ticket is good again and again, and so are the 0-RTT packets that somebody
+            recorded: the server that RFC 8446 section 8 warns of. May be changed while it runs.
+        certificate: a leaf with its key and the intermediates that it brings, to show instead of the one that the
+            lab's authority makes for the host. Clients of the lab trust what ``lab.authority.root`` has signed.
         name: a new server of the same name closes this one. By default a fixed port is a name.
 
     Attributes:
@@ -61,11 +69,15 @@ class Http3Server(Server):
         *,
         port: int = 443,
         accept_early_data: bool = True,
+        single_use_tickets: bool = True,
+        certificate: trustme.LeafCert | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(host, port, scheme="https", protocol="udp", name=name)
         self.handler = handler or describe_connection
         self.accept_early_data = accept_early_data
+        self.single_use_tickets = single_use_tickets
+        self.certificate = certificate
         self.requests = 0
         self.early_requests = 0
         self.conversations: set[_Conversation] = set()
@@ -73,7 +85,6 @@ class Http3Server(Server):
         self._tickets: dict[bytes, SessionTicket] = {}
         self._lease: LoopLease | None = None
         self._socket: socket.socket | None = None
-        self._secrets: TextIO | None = None
         self._endpoint: QuicServer | None = None
         self._start()
 
@@ -82,19 +93,15 @@ class Http3Server(Server):
 
     def _open(self) -> None:
         authority = self.host.lab.authority
-        self._secrets = open(authority.keylog_path, "a", encoding="ascii")  # noqa: SIM115 - closed in _shut
-        leaf = authority.certificate_for(self.host.fqdn, self.host.name, self.host.ip)
-        configuration = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN, secrets_log_file=self._secrets)
+        leaf = self.certificate or authority.certificate_for(self.host.fqdn, self.host.name, self.host.ip)
+        secrets: Any = KeyLogWriter(authority.keylog_path)
+        configuration = QuicConfiguration(is_client=False, alpn_protocols=H3_ALPN, secrets_log_file=secrets)
         configuration.certificate, *configuration.certificate_chain = load_pem_x509_certificates(
             b"".join(part.bytes() for part in leaf.cert_chain_pems)
         )
         configuration.private_key = load_pem_private_key(leaf.private_key_pem.bytes())
-        with self.host:
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            self._socket.setblocking(False)
-            self._bind(self._socket)
-            self._lease = LoopLease()
-            # Inside the block, because the endpoint's callbacks run in the context that it was made in.
+        self._lease = LoopLease()
+        with self.host:  # the loop makes the socket in this context, and runs the endpoint's callbacks in it
             self._lease.run(self._listen(configuration), START_TIMEOUT_S)
 
     async def _listen(self, configuration: QuicConfiguration) -> None:
@@ -109,6 +116,10 @@ class Http3Server(Server):
                 session_ticket_handler=self._keep_ticket,
             )
 
+        # Made here, in the loop's thread: an interrupt, which comes to the main thread only, cannot leave it open.
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._bind(self._socket)
         loop = asyncio.get_running_loop()
         _, self._endpoint = await loop.create_datagram_endpoint(endpoint, sock=self._socket)
 
@@ -119,28 +130,24 @@ class Http3Server(Server):
 
     def _take_ticket(self, label: bytes) -> SessionTicket | None:
         # Taken out, not looked up: each ticket is good once, so that 0-RTT cannot be replayed (RFC 8446, 8.1).
-        ticket = self._tickets.pop(label, None)
+        ticket = self._tickets.pop(label, None) if self.single_use_tickets else self._tickets.get(label)
         return ticket if self.accept_early_data else None
 
     def _shut(self) -> None:
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
-        try:
-            if self._lease is not None and not self._lease.closed:
-                self._lease.run(self._stop(), CLOSE_TIMEOUT_S)
-        finally:
-            if self._lease is not None:
-                self._lease.close()
-            if self._socket is not None:
-                self._socket.close()
-            if self._secrets is not None:
-                self._secrets.close()
+        if self._lease is not None and not self._lease.closed:
+            self._lease.run(self._stop(), CLOSE_TIMEOUT_S)
+            self._lease.close()
+        if self._socket is not None:
+            self._socket.close()
         join_all(list(self.handler_threads), deadline_s, self)
 
     async def _stop(self) -> None:
-        if self._endpoint is None:
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is None:
             return
         open_now = list(self.conversations)
-        self._endpoint.close()
+        endpoint.close()
         for conversation in open_now:
             conversation.abandon()
         await asyncio.sleep(0)  # the transport closes its socket in the loop's next round

@@ -7,6 +7,10 @@ would stop answering. The thread starts with its first user and ends with its la
         answer = loop.run(fetch(), timeout_s=5)
 
 A task gets the context of the thread that called ``run``, so a ``with host:`` block there holds for the task, too.
+
+An interrupt of the notebook's can fall between any two steps of the main thread, also between making a lease and
+giving it to whoever closes it. So nobody counts: a lease is a claim as long as it exists and is not closed, and the
+thread itself, which no interrupt reaches, looks now and then whether a claim is left.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import threading
+import weakref
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -23,13 +28,20 @@ from labkit.errors import LabClosed, NotReady
 T = TypeVar("T")
 START_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 0.2
 
 
 class _LoopThread:
-    """The thread and its loop. Ready when the constructor returns."""
+    """The thread and its loop. Ready when the constructor returns.
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    Args:
+        first: the first claim on it.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, first: LoopLease) -> None:
+        self.claims = [weakref.ref(first)]
         self._running = threading.Event()
         # Without a context of its own the thread would keep the host of whoever came first.
         empty = contextvars.Context()
@@ -39,8 +51,10 @@ class _LoopThread:
             raise NotReady(f"the background event loop did not start in {START_TIMEOUT_S:g} s: try again")
 
     def _run(self) -> None:
+        self.loop = asyncio.new_event_loop()  # here, where no interrupt can leave its sockets open
         asyncio.set_event_loop(self.loop)
         self.loop.call_soon(self._running.set)
+        self.loop.call_soon(self._look)
         try:
             self.loop.run_forever()
             left = asyncio.all_tasks(self.loop)
@@ -52,6 +66,26 @@ class _LoopThread:
             asyncio.set_event_loop(None)
             self.loop.close()
 
+    def claimed(self) -> bool:
+        """Whether somebody still needs it. Call it with the lock held."""
+        self.claims = [claim for claim in self.claims if (lease := claim()) is not None and not lease.closed]
+        return bool(self.claims)
+
+    def _look(self) -> None:
+        """End for want of claims. Mostly the last lease's ``close`` was here before; an interrupt can keep it away."""
+        global _thread
+        # Not waiting: whoever holds the lock may be waiting for this thread.
+        if _lock.acquire(blocking=False):
+            try:
+                if not self.claimed():
+                    if _thread is self:
+                        _thread = None
+                    self.loop.stop()
+                    return
+            finally:
+                _lock.release()
+        self.loop.call_later(LOOK_EVERY_S, self._look)
+
     def stop(self) -> None:
         self.loop.call_soon_threadsafe(self.loop.stop)
         if threading.current_thread() is not self._thread:
@@ -59,8 +93,7 @@ class _LoopThread:
 
 
 _lock = threading.Lock()
-_thread: _LoopThread | None = None
-_users = 0
+_thread: _LoopThread | None = None  # the one that takes new claims
 
 
 class LoopLease:
@@ -71,26 +104,23 @@ class LoopLease:
     """
 
     def __init__(self) -> None:
-        global _thread, _users
-        self.closed = True
+        global _thread
+        self.closed = False
         with _lock:
             if _thread is None:
-                _thread = _LoopThread()
-            _users += 1
-            self._loop = _thread.loop
-        self.closed = False
+                _thread = _LoopThread(self)
+            else:
+                _thread.claims.append(weakref.ref(self))
+            self._thread = _thread
 
     def close(self) -> None:
         """Give the claim back. The last one ends the thread. Closing twice is fine."""
-        global _thread, _users
+        global _thread
+        self.closed = True
         with _lock:
-            if self.closed:
-                return
-            self.closed = True
-            _users -= 1
-            if _users == 0 and _thread is not None:
-                _thread.stop()
+            if _thread is self._thread and not _thread.claimed():
                 _thread = None
+                self._thread.stop()
 
     def __enter__(self) -> LoopLease:
         return self
@@ -130,13 +160,13 @@ class LoopLease:
                 task.cancel()
 
         try:
-            self._loop.call_soon_threadsafe(start)
+            self._thread.loop.call_soon_threadsafe(start)
             return outcome.result()
         except asyncio.CancelledError:
             raise LabClosed("the background loop ended while this was waiting for it") from None
         except KeyboardInterrupt:
             # It arrives in this thread only, and maybe before the task exists: the loop sorts that out in order.
-            self._loop.call_soon_threadsafe(cancel)
+            self._thread.loop.call_soon_threadsafe(cancel)
             raise
 
 

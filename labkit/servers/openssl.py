@@ -18,7 +18,8 @@ import trustme
 from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 
-from labkit.servers.authority import SMALL_GROUP, Authority, keylog_writer
+from labkit.errors import InvalidValue
+from labkit.servers.authority import SMALL_GROUP, Authority, KeyLogWriter
 from labkit.servers.http1 import Stream
 
 T = TypeVar("T")
@@ -60,8 +61,17 @@ def server_context(authority: Authority, certificate: trustme.LeafCert, *, repla
     return context
 
 
-def client_context(authority: Authority) -> SSL.Context:
-    """A context for TLS 1.3 clients that verifies servers against this authority, and no other."""
+def client_context(authority: Authority, *, group: str | None = SMALL_GROUP) -> SSL.Context:
+    """A context for TLS 1.3 clients that verifies servers against this authority, and no other.
+
+    Args:
+        authority: to be trusted; its key log is written.
+        group: the only key exchange group to offer, for instance "X25519". None for what OpenSSL likes: since 3.5 it
+            sends a key share of the post-quantum hybrid X25519MLKEM768, and one of X25519.
+
+    Raises:
+        InvalidValue: a group that OpenSSL does not know.
+    """
     context = _base_context(authority)
     context.load_verify_locations(str(authority.ca_path))
     context.set_verify(SSL.VERIFY_PEER)
@@ -69,8 +79,8 @@ def client_context(authority: Authority) -> SSL.Context:
     context.set_alpn_protos([b"http/1.1"])
     # OpenSSL's own choice starts with a post-quantum hybrid, whose key share makes a ClientHello of 1.5 kB.
     # With early data behind it, it would not fit into a SYN, and TCP Fast Open would save nothing.
-    if _lib.SSL_CTX_set1_curves_list(context._context, SMALL_GROUP.encode()) != 1:
-        raise RuntimeError(f"this OpenSSL does not know {SMALL_GROUP}")
+    if group is not None and _lib.SSL_CTX_set1_curves_list(context._context, group.encode()) != 1:
+        raise InvalidValue(f"key exchange group {group!r}: this OpenSSL does not know it; try {SMALL_GROUP!r}")
     return context
 
 
@@ -95,7 +105,7 @@ class Callbacks:
 
     def __init__(self, context: SSL.Context, keylog_path: Path) -> None:
         self.early_data_accepted = False
-        self._write_key = keylog_writer(keylog_path)
+        self._key_log = KeyLogWriter(keylog_path)
         self._kept: list[BaseException] = []
 
         def keep(_kind: object, exc: BaseException, _traceback: object) -> None:
@@ -110,7 +120,7 @@ class Callbacks:
         context.set_app_data(self)
 
     def _key(self, _ssl: Any, line: Any) -> None:
-        self._write_key(_ffi.string(line))
+        self._key_log.write(f"{_ffi.string(line).decode('ascii')}\n")
 
     def _message(self, sent: int, _version: int, record: int, data: Any, length: int, _ssl: Any, _arg: Any) -> None:
         if sent or record != self.HANDSHAKE_RECORD:

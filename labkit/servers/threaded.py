@@ -137,7 +137,8 @@ class ThreadedServer(Server):
     def _shut(self) -> None:
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
         if self._wake is not None:
-            self._wake.send(b"x")
+            with contextlib.suppress(OSError):  # closed by a `_shut` that was interrupted
+                self._wake.send(b"x")
         if self._thread is not None and self._thread.ident is not None:
             self._thread.join(CLOSE_TIMEOUT_S)
         for sock in (self._listener, self._waker, self._wake):

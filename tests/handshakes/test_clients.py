@@ -26,6 +26,8 @@ from labkit.handshakes.clients import (
 )
 from labkit.handshakes.variants import VARIANTS, Variant, variant
 from labkit.servers import Authority, EarlyDataServer, HttpServer, Request, Response
+from labkit.servers.authority import AppendedFile
+from labkit.servers.loop import LoopLease
 
 EACH = pytest.mark.parametrize("chosen", VARIANTS, ids=lambda chosen: chosen.name)
 # One of each client class.
@@ -156,6 +158,30 @@ def test_an_interrupt_closes_the_socket(lab: Lab, chosen: Variant) -> None:
         go_on.set()
         assert client.fetch().body == b"ok"
         # ResourceWarnings are errors here: an unclosed socket would show.
+
+
+def test_what_an_interrupt_loses_ends_by_itself(lab: Lab, until: Callable[..., None]) -> None:
+    """An interrupt can fall between making something and giving it to whoever closes it."""
+    LoopLease()
+    until(lambda: "labkit-loop" not in {thread.name for thread in threading.enumerate()})
+    AppendedFile(lab.keylog_path, "ab")  # a ResourceWarning would be an error
+
+
+@KINDS
+def test_the_next_close_finishes_what_an_interrupt_cut_short(
+    lab: Lab, chosen: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    server = server_for(chosen, lab.server, port=4434)
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "_shut", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            server.close()
+    with server_for(chosen, lab.server, port=4434) as successor:
+        assert server.closed
+        assert client_for(chosen, lab.client, successor).fetch().status == 200
 
 
 @KINDS

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import socket
 import threading
+from collections.abc import Callable
 
 import pytest
+import trustme
 
 from labkit import Lab
 from labkit.handshakes.clients import QuicClient
+from labkit.handshakes.phases import begins, timeline
 from labkit.servers import Http3Server, Request, Response
 
 
@@ -95,9 +99,57 @@ def test_secrets_go_to_the_key_log(lab: Lab) -> None:
     assert lab.keylog_path.read_text().count("CLIENT_EARLY_TRAFFIC_SECRET") > before
 
 
-def test_what_is_no_quic_is_ignored(lab: Lab) -> None:
-    import socket
+@pytest.mark.parametrize(("key_type", "whole_rtts"), [("RSA", 3), ("ECDSA", 2)])
+def test_a_chain_too_long_for_the_first_flight_costs_a_round_trip(lab: Lab, key_type: str, whole_rtts: int) -> None:
+    lab.set_link(rtt_ms=20)  # so that the whole first flight is on its way before anything comes back
+    key = trustme.KeyType[key_type]
+    authority = lab.authority.root
+    for _ in range(3):
+        authority = authority.create_child_ca(key_type=key)
+    with Http3Server(lab.server, port=0, certificate=authority.issue_cert("server.lab", key_type=key)) as server:
+        with lab.capture() as capture:
+            assert QuicClient(lab.client, server).fetch().status == 200
+    line = timeline(capture.messages)
+    assert sum(line.whole_rtts().values()) == whole_rtts
+    sent = {True: 0, False: 0}
+    for packet in line.packets:
+        if packet.from_client and sent[False]:
+            break
+        sent[packet.from_client] += packet.payload
+    # RFC 9000, section 8.1: three times what came, and no more, before the client's address is validated.
+    assert (sent[False] == 3 * sent[True]) == (whole_rtts == 3)
+    assert sent[False] <= 3 * sent[True]
 
+
+@pytest.mark.parametrize(("single_use_tickets", "purchases"), [(True, 1), (False, 2)])
+def test_a_recorded_first_datagram_sent_again(
+    lab: Lab, until: Callable[..., None], single_use_tickets: bool, purchases: int
+) -> None:
+    sold = []
+
+    def shop(request: Request) -> Response:
+        sold.append(request.target)
+        return Response.text("sold\n")
+
+    with Http3Server(lab.server, shop, port=0, single_use_tickets=single_use_tickets) as server:
+        client = QuicClient(lab.client, server, early_data=True)
+        client.fetch("/ticket")
+        with lab.capture() as capture:
+            client.fetch("/buy", "POST")
+        first = next(packet for packet in capture.messages if begins(packet))
+        recorded = bytes(first.transit.data)[-first.payload :]
+        # As long as the server remembers the connection, the copy is a duplicate of it and nothing else.
+        until(lambda: not server.conversations, 5)
+        with lab.client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
+            attacker.sendto(recorded, (lab.server.ip, server.port))
+            attacker.settimeout(5)
+            assert attacker.recv(65536)  # the server goes along: it opens a connection for whoever this is
+            if not single_use_tickets:
+                until(lambda: len(sold) == 3, 5)
+    assert sold.count("/buy") == purchases
+
+
+def test_what_is_no_quic_is_ignored(lab: Lab) -> None:
     with Http3Server(lab.server, port=0) as server:
         with lab.client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for datagram in (b"", b"hello", b"\xff" * 1200, b"\xc0" + bytes(1199)):

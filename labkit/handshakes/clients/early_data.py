@@ -11,6 +11,7 @@ from OpenSSL import SSL
 from labkit.errors import InvalidValue
 from labkit.handshakes.clients.base import Client, Deadline, Fetched, TimedSocket, open_tcp
 from labkit.servers import Server
+from labkit.servers.authority import SMALL_GROUP
 from labkit.servers.hosts import HostLike
 from labkit.servers.http1 import READ_BYTES, ClientExchange
 from labkit.servers.openssl import BioTls, client_context, max_early_data_bytes
@@ -25,17 +26,26 @@ class EarlyDataClient(Client):
     Args:
         host, server, timeout_s: as in Client.
         fast_open: ClientHello and early data ride in the SYN together.
+        group: the only key exchange group to offer; None for what OpenSSL likes, a post-quantum hybrid among them.
 
     Attributes:
         last_flight: the bytes of the last first flight with early data, ClientHello and request, as an
             eavesdropper saw them; empty before the first.
     """
 
-    def __init__(self, host: HostLike, server: Server, *, fast_open: bool = False, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        host: HostLike,
+        server: Server,
+        *,
+        fast_open: bool = False,
+        group: str | None = SMALL_GROUP,
+        timeout_s: float = 10.0,
+    ) -> None:
         super().__init__(host, server, timeout_s=timeout_s)
         self.fast_open = fast_open
         self.last_flight = b""
-        self._context = client_context(self._authority)
+        self._context = client_context(self._authority, group=group)
         self._session: SSL.Session | None = None
 
     @property

@@ -17,6 +17,7 @@ from aioquic.tls import SessionTicket
 from labkit.errors import NotReady
 from labkit.handshakes.clients.base import Client, Fetched
 from labkit.servers import Server
+from labkit.servers.authority import KeyLogWriter
 from labkit.servers.hosts import HostLike
 from labkit.servers.http1 import check_request
 from labkit.servers.http3 import cancel_timers
@@ -44,6 +45,11 @@ class QuicClient(Client):
         """Whether the next fetch can send 0-RTT data."""
         return self._ticket is not None
 
+    @property
+    def ticket(self) -> SessionTicket | None:
+        """The ticket that the next fetch will spend, as aioquic keeps it; None where there is none."""
+        return self._ticket
+
     def fetch(self, target: str = "/", method: str = "GET", body: bytes = b"") -> Fetched:
         check_request(method, target)
         headers = [
@@ -52,21 +58,23 @@ class QuicClient(Client):
             (b":authority", self._authority_header.encode("ascii")),
             (b":path", target.encode("ascii")),
         ]
-        with LoopLease() as loop, self.host, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
-            sock.bind((self.host.ip, 0))
+        with LoopLease() as loop, self.host:
             try:
-                return loop.run(self._fetch(sock, headers, body), self.timeout_s)
+                return loop.run(self._fetch(headers, body), self.timeout_s)
             except NotReady as exc:
                 raise NotReady(
                     f"{method} {self.server.url} by HTTP/3 from {self.host.name} had no complete answer within "
                     f"{self.timeout_s:g} s: look at the server's log and at a capture, or give the client more time"
                 ) from exc
 
-    async def _fetch(self, sock: socket.socket, headers: list[tuple[bytes, bytes]], body: bytes) -> Fetched:
+    async def _fetch(self, headers: list[tuple[bytes, bytes]], body: bytes) -> Fetched:
         ticket, self._ticket = self._ticket, None
         loop = asyncio.get_running_loop()
-        with open(self._authority.keylog_path, "a", encoding="ascii") as secrets:
+        secrets: Any = KeyLogWriter(self._authority.keylog_path)
+        # Made here, in the loop's thread: an interrupt, which comes to the main thread only, cannot leave it open.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.bind((self.host.ip, 0))
             configuration = QuicConfiguration(
                 is_client=True,
                 alpn_protocols=H3_ALPN,

@@ -1,0 +1,313 @@
+"""What the section "Communication basics" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from labkit.capture.capture import Capture
+from labkit.capture.messages import Dissected
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import begins, connections, steps
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judging import serving
+from labkit.servers import HttpServer, Request, Response
+
+RTT_MS = 10
+MOST_BYTES = 1_000_000
+WAIT_S = 5.0
+
+# The server and the client of the notebook, where they stand to be read.
+
+
+def _serve(listener: socket.socket) -> None:
+    """Answer each request on one connection with as many bytes as its target says."""
+    connection, _ = listener.accept()
+    with connection:
+        while request := connection.recv(65536):
+            size = int(request.split()[1][1:])
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+
+
+def _fetch(connection: socket.socket, size: int) -> bytes:
+    connection.sendall(b"GET /%d HTTP/1.1\r\nHost: server.lab\r\n\r\n" % size)
+    with connection.makefile("rb") as response:
+        length = 0
+        while (line := response.readline()) not in (b"\r\n", b""):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        return response.read(length)
+
+
+def _opened(capture: Capture) -> list[list[Dissected]]:
+    """The connections of a capture, those of before left out."""
+    return [group for group in connections(capture.messages) if begins(group[0])]
+
+
+def _round_trips(packets: Sequence[Dissected]) -> int:
+    """From the client's first packet to the last byte of the server's last response."""
+    return (
+        max((s for p, s in zip(packets, steps(packets), strict=True) if not p.from_client and p.payload), default=0)
+        // 2
+    )
+
+
+# Exercise 1
+
+
+def _page(request: Request) -> Response:
+    return Response(body=f"this is {request.target}".encode())
+
+
+def _judge_fetch_all(fetch_all: Callable[..., Any]) -> str:
+    targets = ["/first", "/second", "/third"]
+    with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, _page) as server:
+        with lab.capture() as capture, lab.client:
+            bodies = fetch_all(("server.lab", server.port), targets)
+        asked = len(server.log.of("request"))
+        opened = _opened(capture)
+    expected = [b"this is " + target.encode() for target in targets]
+    if len(opened) > 1:
+        raise Wrong(f"it opened {len(opened)} connections: each one costs a round trip before its request can leave")
+    if asked < len(targets):
+        raise Wrong(f"the server read {asked} of {len(targets)} requests: did one of them say Connection: close?")
+    try:
+        same = [bytes(body) for body in bodies] == expected
+    except TypeError:
+        same = False
+    if not same:
+        raise Wrong(f"it returned {bodies!r:.60}: expected {expected!r}, the bodies without their heads")
+    counted = _round_trips(opened[0])
+    if counted > 1 + len(targets):
+        raise Wrong(f"{counted} round trips on one connection: 1 to connect and 1 for each request are enough")
+    if counted < 1 + len(targets):
+        return f"{counted} round trips: you did not wait for answers before you asked on, pipelining (RFC 9112 §9.3.2)."
+    return f"{counted} round trips: 1 to connect, {len(targets)} for the requests. With a connection each it is 6."
+
+
+FETCH_ALL = Exercise(
+    id="https.basics.fetch_all",
+    task=(
+        "Write `fetch_all(address, targets)`: it fetches each target with `GET` from the HTTP server at `address` and "
+        "returns the list of the bodies, as bytes and in order. For three targets it may take no more than four round "
+        "trips. The server keeps connections alive and gives each body a `Content-Length`."
+    ),
+    starter="def fetch_all(address, targets):\n    return ...\n",
+    solution=(
+        "import socket\n\n\n"
+        "def fetch_all(address, targets):\n"
+        "    bodies = []\n"
+        "    with socket.create_connection(address) as connection, connection.makefile('rb') as answers:\n"
+        "        for target in targets:\n"
+        "            connection.sendall(f'GET {target} HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n'.encode())\n"
+        "            length = 0\n"
+        "            while (line := answers.readline()) != b'\\r\\n':\n"
+        "                if line.lower().startswith(b'content-length:'):\n"
+        "                    length = int(line.split(b':')[1])\n"
+        "            bodies.append(answers.read(length))\n"
+        "    return bodies\n"
+    ),
+    explanation=(
+        "HTTP/1.1 keeps a connection open unless one side says otherwise (RFC 9112 §9.3). Content-Length tells where a "
+        "body ends, so the end of the connection is not needed for that. One round trip is spent on connecting and one "
+        "on each request."
+    ),
+    hints=(
+        "Where does your code call connect, inside the loop or before it?",
+        "On a connection that stays open the body does not end with b'': read the head to its empty line, then "
+        "Content-Length bytes.",
+        "connection.makefile('rb') has readline() for the head and read(length) for the body.",
+    ),
+    mistakes=(
+        Mistake(
+            "import socket\n\n\n"
+            "def fetch_all(address, targets):\n"
+            "    bodies = []\n"
+            "    for target in targets:\n"
+            "        with socket.create_connection(address) as connection:\n"
+            "            connection.sendall(\n"
+            "                f'GET {target} HTTP/1.1\\r\\nHost: server.lab\\r\\n'.encode()\n"
+            "                + b'Connection: close\\r\\n\\r\\n'\n"
+            "            )\n"
+            "            answer = b''\n"
+            "            while data := connection.recv(65536):\n"
+            "                answer += data\n"
+            "            bodies.append(answer.partition(b'\\r\\n\\r\\n')[2])\n"
+            "    return bodies\n",
+            "it opened 3 connections",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def fetch_all(address, targets):\n"
+            "    bodies = []\n"
+            "    with socket.create_connection(address) as connection:\n"
+            "        for target in targets:\n"
+            "            try:\n"
+            "                connection.sendall(\n"
+            "                    f'GET {target} HTTP/1.1\\r\\nHost: server.lab\\r\\n'.encode()\n"
+            "                    + b'Connection: close\\r\\n\\r\\n'\n"
+            "                )\n"
+            "                bodies.append(connection.recv(65536).partition(b'\\r\\n\\r\\n')[2])\n"
+            "            except OSError:\n"
+            "                bodies.append(b'')\n"
+            "    return bodies\n",
+            "the server read 1 of 3 requests",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def fetch_all(address, targets):\n"
+            "    bodies = []\n"
+            "    with socket.create_connection(address) as connection:\n"
+            "        for target in targets:\n"
+            "            connection.sendall(f'GET {target} HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n'.encode())\n"
+            "            bodies.append(connection.recv(65536))\n"
+            "    return bodies\n",
+            "the bodies without their heads",
+        ),
+    ),
+    judge=_judge_fetch_all,
+    deadline_s=10.0,
+)
+
+
+# Exercise 2
+
+
+def _measured(size: int) -> int:
+    """Round trips to the last byte of a body of this size, over a connection of its own."""
+    with Lab(rtt_ms=RTT_MS) as lab:
+        with lab.capture() as capture, serving(lab.server, _serve), lab.client:
+            with socket.create_connection(("server.lab", 8443), timeout=WAIT_S) as connection:
+                if len(_fetch(connection, size)) != size:
+                    raise MeasurementFailed(f"the response to GET /{size} came in short: try again")
+        (packets,) = _opened(capture)
+    return _round_trips(packets)
+
+
+def _judge_largest(answer: Any) -> str:
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 1 <= answer <= MOST_BYTES:
+        raise Wrong(f"{answer!r}: give a whole number of bytes from 1 to {MOST_BYTES:,}")
+    counted = _measured(answer)
+    if counted > 2:
+        raise Wrong(
+            f"with a body of {answer:,} bytes the last byte came after {counted} round trips: how many bytes of yours "
+            "does a full segment carry, and what else is in the first flight?"
+        )
+    if (more := _measured(answer + 1)) <= 2:
+        raise Wrong(f"with one byte more it still takes {more} round trips: there is room left in the first flight")
+    return f"Measured: {answer:,} bytes take {counted} round trips, {answer + 1:,} take {more}."
+
+
+LARGEST = Exercise(
+    id="https.basics.largest",
+    task=(
+        "The server of this section answers `GET /n` with a head of two lines and a body of `n` bytes. What is the "
+        "largest body, in bytes, whose last byte still reaches the client after two round trips, connecting included? "
+        "Set `largest_body`. The check fetches a body of your size, and one that is a byte larger."
+    ),
+    starter="largest_body = ...",
+    solution=r'largest_body = 10 * 1448 - len(b"HTTP/1.1 200 OK\r\nContent-Length: 14438\r\n\r\n")',
+    explanation=(
+        "A new connection may have ten full segments in flight (RFC 6928 §2). In this lab each carries 1448 bytes: "
+        "1500 bytes of MTU, less 20 for the IP header, 20 for the TCP header and 12 for the time stamp option "
+        "(RFC 7323 §3.2). The head of the response is part of these 14,480 bytes and takes 42 of them."
+    ),
+    hints=(
+        "The initial congestion window is ten segments (RFC 6928 §2). The capture shows how many bytes one carries.",
+        "Ten times 1448 bytes are 14,480. The head of the response travels in the same segments.",
+        "The head is b'HTTP/1.1 200 OK\\r\\nContent-Length: 14438\\r\\n\\r\\n': count its bytes and take them off.",
+    ),
+    mistakes=(
+        Mistake("largest_body = 10 * 1460", "came after 3 round trips"),
+        Mistake("largest_body = 10 * 1448", "came after 3 round trips"),
+        Mistake("largest_body = 14_000", "there is room left in the first flight"),
+        Mistake("largest_body = 65_535", "came after 4 round trips"),
+    ),
+    judge=_judge_largest,
+)
+
+EXERCISES = (FETCH_ALL, LARGEST)
+
+QUIZ = Quiz(
+    Question(
+        "A new client fetches 4 kB over HTTPS from a server 100 ms away. What brings the answer sooner?",
+        (
+            Option(
+                "Twice the bandwidth.",
+                "It shortens the sending of 4 kB, a small part of the wait. The round trips stay as long as they were.",
+            ),
+            Option(
+                "A server 50 ms away.",
+                "Each round trip is halved: connecting, TLS and the request are all paid in this unit.",
+                right=True,
+            ),
+            Option(
+                "An answer of 1 kB.",
+                "Both fit into the first ten segments, so both take the same number of round trips.",
+            ),
+        ),
+    ),
+    Question(
+        "You shrink a response from 60 kB to 12 kB. What changes for a client that has just connected?",
+        (
+            Option("Nothing, bytes do not count.", "They do as soon as they exceed the initial congestion window."),
+            Option(
+                "It saves round trips, because all of it fits into the first flight.",
+                "60 kB needs three flights of 10, 20 and up to 40 segments, 12 kB needs one.",
+                right=True,
+            ),
+            Option(
+                "The first byte comes sooner.",
+                "The first byte takes two round trips in both cases. The last byte comes sooner.",
+            ),
+        ),
+    ),
+    Question(
+        "Why can a client not send an encrypted request in its very first packet to a server that it has never met?",
+        (
+            Option(
+                "TCP allows no data in a SYN.",
+                "It does (RFC 9293 §3.4), and TCP Fast Open uses that. The data would not be encrypted, though.",
+            ),
+            Option(
+                "The two share no key yet, and the client does not know who answers.",
+                "Keys and proof of identity need something from the server, and that costs a round trip at least.",
+                right=True,
+            ),
+            Option("The server has to look up the client first.", "A web server does not know its clients beforehand."),
+        ),
+    ),
+)
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """Two requests over one connection on this lab, with four blanks."""
+    with lab.capture() as capture, serving(lab.server, _serve, port=8080), lab.client:
+        with socket.create_connection(("server.lab", 8080), timeout=WAIT_S) as connection:
+            for size in (400, 4000):
+                _fetch(connection, size)
+    (packets,) = _opened(capture)
+    return HiddenTrace(
+        "https.basics.trace",
+        packets,
+        [
+            Blank("SYN-ACK", "what", "how does a server answer a SYN?"),
+            Blank(
+                "GET /4000", "round trip", "count what the client waited for before: the SYN-ACK and the first response"
+            ),
+            Blank("GET /4000", "seq", "it follows the first request, and the payload column says how long that one is"),
+            Blank("FIN", "from", "who has nothing more to send, and says so first?"),
+        ],
+        hints=(
+            "A round trip begins when something sent in the one before has been answered.",
+            "Sequence numbers count bytes. The SYN takes number 0, so the first byte of data is number 1.",
+            "The second request leaves in round trip 3: one was spent on connecting, one on the first request.",
+        ),
+        explanation=(
+            "The connection was paid for once, so the second request costs one round trip. Its number is 1 plus the "
+            "length of the first request, because the client's bytes are numbered without a gap (RFC 9293 §3.4)."
+        ),
+    )

@@ -1,0 +1,484 @@
+"""What the section "QUIC with 0-RTT" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+from aioquic.h3.connection import H3_ALPN
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.quic.events import ConnectionTerminated, QuicEvent
+from aioquic.tls import SessionTicket
+
+from labkit.capture.capture import Capture
+from labkit.capture.messages import Dissected
+from labkit.handshakes import QuicClient, measure
+from labkit.handshakes.phases import begins, connections, steps
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.servers import Handler, Http3Server, Request, Response
+from labkit.servers.hosts import HostLike
+
+RTT_MS = 20
+INITIAL_RTT_S = 0.333  # RFC 9002, section 6.2.2; aioquic's own is shorter
+WAIT_S = 2.0
+IDLE_S = 10.0
+
+
+def configuration(server: Http3Server, log: TextIO, ticket: SessionTicket | None = None) -> QuicConfiguration:
+    """What a client of this server needs: the lab's authority, a key log, and a ticket where it has one."""
+    lab = server.host.lab
+    return QuicConfiguration(
+        is_client=True,
+        alpn_protocols=H3_ALPN,
+        server_name=server.host.fqdn,
+        cadata=lab.authority.ca_pem,
+        secrets_log_file=log,
+        initial_rtt=INITIAL_RTT_S,
+        idle_timeout=IDLE_S,
+        session_ticket=ticket,
+    )
+
+
+def connect(
+    server: Http3Server, log: TextIO, ticket: SessionTicket | None, keep: Callable[[SessionTicket], None]
+) -> QuicConnection:
+    """A connection that is ready to send its ClientHello, with a ticket or without.
+
+    Args:
+        server: where to.
+        log: the lab's key log.
+        ticket: of an earlier connection, None for a full handshake.
+        keep: takes the tickets that the server gives.
+    """
+    quic = QuicConnection(configuration=configuration(server, log, ticket), session_ticket_handler=keep)
+    quic.connect((server.host.ip, server.port), now=time.monotonic())
+    return quic
+
+
+def converse(quic: QuicConnection, sock: socket.socket, sent: list[bytes]) -> Iterator[list[QuicEvent]]:
+    """The loop of the section on QUIC: send what is to be sent, wait for a datagram or QUIC's timer, tell the events.
+
+    Args:
+        quic: a connection that has been told to connect.
+        sock: its UDP socket.
+        sent: each datagram is added to it.
+
+    Raises:
+        ConnectionError: the connection has ended.
+    """
+    while True:
+        for datagram, address in quic.datagrams_to_send(now=time.monotonic()):
+            sock.sendto(datagram, address)
+            sent.append(datagram)
+        sock.settimeout(max(0.001, (quic.get_timer() or 0) - time.monotonic()))
+        try:
+            datagram, address = sock.recvfrom(65536)
+            quic.receive_datagram(datagram, address, now=time.monotonic())
+        except TimeoutError:
+            quic.handle_timer(now=time.monotonic())
+        events = list(iter(quic.next_event, None))
+        for event in events:
+            if isinstance(event, ConnectionTerminated):
+                raise ConnectionError(event.reason_phrase or f"closed, code {event.error_code:#x}")
+        yield events
+
+
+def last_connection(capture: Capture) -> list[Dissected]:
+    """The packets of the last connection that begins in a capture; an earlier one may still have sent something."""
+    return [group for group in connections(capture.messages) if begins(group[0])][-1]
+
+
+def round_trips(packets: Sequence[Dissected]) -> tuple[int, int]:
+    """Whole round trips to the first and to the last byte of a response, whatever stream it came on.
+
+    Args:
+        packets: those of one connection, captured on the wire.
+
+    Returns:
+        both, counted by cause and effect (see ``labkit.handshakes.phases.steps``).
+    """
+    found = [
+        step // 2
+        for packet, step in zip(packets, steps(packets), strict=True)
+        if not packet.from_client and any(m.name == "STREAM" and "response" in m.detail for m in packet.messages)
+    ]
+    return found[0], found[-1]
+
+
+# Exercise 1: the request in the first datagram.
+
+
+def _judge_first_flight(first_flight: Callable[..., Any]) -> str:
+    asked: list[tuple[str, bool]] = []
+    served = threading.Event()
+
+    def handler(request: Request) -> Response:
+        asked.append((request.target, request.facts["early_data"]))
+        served.set()
+        return Response.text("hello\n")
+
+    with Lab(rtt_ms=RTT_MS) as lab, Http3Server(lab.server, handler) as server:
+        client = QuicClient(lab.client, server, early_data=True)
+        client.fetch("/ticket")
+        asked.clear()
+        served.clear()
+        headers = [(":method", "GET"), (":scheme", "https"), (":authority", "server.lab"), (":path", "/early")]
+        with open(lab.keylog_path, "a", encoding="ascii") as log:
+            address = lab.server.ip, server.port
+            datagrams = first_flight(
+                configuration(server, log, client.ticket),
+                address,
+                [(name.encode(), value.encode()) for name, value in headers],
+                time.monotonic(),
+            )
+        if not isinstance(datagrams, list) or not all(isinstance(datagram, bytes) for datagram in datagrams):
+            raise Wrong("first_flight has to return a list of datagrams, each of them bytes")
+        with lab.capture() as capture, lab.client, socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.connect(address)
+            port = sock.getsockname()[1]
+            for datagram in datagrams:
+                sock.send(datagram)
+            served.wait(WAIT_S)
+        sent = [packet for packet in capture.messages if packet.from_client and packet.flow.client_port == port]
+    carriers = [
+        number
+        for number, packet in enumerate(sent, 1)
+        if any(m.level == "early" and m.detail.startswith("stream 0,") for m in packet.messages)
+    ]
+    if not carriers:
+        raise Wrong(
+            f"the server got {len(sent)} datagram(s) and no request in a 0-RTT packet: hand the request over before "
+            "you take the datagrams, or it waits for the server's answer"
+        )
+    if carriers[0] > 1:
+        raise Wrong(
+            f"the request came in datagram {carriers[0]}: take the datagrams once, when ClientHello and request are "
+            "both there to be sent, then one datagram carries them"
+        )
+    if not asked:
+        raise Wrong("a 0-RTT packet with headers came, but the handler did not run: the request has not ended")
+    if asked != [("/early", True)]:
+        raise Wrong(f"the handler saw {asked}: one early request for /early was expected")
+    return "One datagram, and the handler ran before the client had heard anything."
+
+
+_FLIGHT = (
+    "from aioquic.h3.connection import H3Connection\n"
+    "from aioquic.quic.connection import QuicConnection\n\n\n"
+    "def first_flight(configuration, address, headers, now):\n"
+    "    quic = QuicConnection(configuration=configuration)\n"
+    "    quic.connect(address, now=now)\n"
+)
+_TAKE = "    return [datagram for datagram, _ in quic.datagrams_to_send(now=now)]\n"
+
+FIRST_FLIGHT = Exercise(
+    id="https.quic_early_data.first_flight",
+    task=(
+        "Write `first_flight(configuration, address, headers, now)`: return the list of datagrams that a client sends "
+        "before it has heard from the server, with the request for `headers` in the first of them. `configuration` "
+        "holds a ticket already. The starter opens the connection and takes its datagrams, but asks for nothing. "
+        "`H3Connection(quic)`, `quic.get_next_available_stream_id()` and "
+        "`http.send_headers(stream, headers, end_stream=…)` are what you need."
+    ),
+    starter=(
+        "from aioquic.quic.connection import QuicConnection\n\n\n"
+        "def first_flight(configuration, address, headers, now):\n"
+        "    quic = QuicConnection(configuration=configuration)\n"
+        "    quic.connect(address, now=now)\n" + _TAKE
+    ),
+    solution=(
+        _FLIGHT
+        + "    http = H3Connection(quic)\n"
+        + "    http.send_headers(quic.get_next_available_stream_id(), headers, end_stream=True)\n"
+        + _TAKE
+    ),
+    explanation=(
+        "connect makes the ClientHello and, because there is a ticket, the 0-RTT keys. Nothing leaves before "
+        "datagrams_to_send. What was handed over by then is put behind the ClientHello as a 0-RTT packet, in the same "
+        "datagram as long as there is room (RFC 9000 §12.2). The server runs the handler when it has read the "
+        "datagram, with no further word from the client."
+    ),
+    hints=(
+        "QuicConnection sends nothing by itself: it collects what is to be sent until somebody takes the datagrams.",
+        "So the request has to be handed over after connect and before datagrams_to_send.",
+        "http = H3Connection(quic), then http.send_headers(quic.get_next_available_stream_id(), headers, "
+        "end_stream=True): the server waits for the end of the request.",
+    ),
+    mistakes=(
+        Mistake(
+            _FLIGHT
+            + "    flight = quic.datagrams_to_send(now=now)\n"
+            + "    http = H3Connection(quic)\n"
+            + "    http.send_headers(quic.get_next_available_stream_id(), headers, end_stream=True)\n"
+            + "    flight += quic.datagrams_to_send(now=now)\n"
+            + "    return [datagram for datagram, _ in flight]\n",
+            "take the datagrams once",
+        ),
+        Mistake(
+            _FLIGHT
+            + "    http = H3Connection(quic)\n"
+            + "    http.send_headers(quic.get_next_available_stream_id(), headers)\n"
+            + _TAKE,
+            "the request has not ended",
+        ),
+        Mistake(
+            _FLIGHT
+            + "    flight = quic.datagrams_to_send(now=now)\n"
+            + "    http = H3Connection(quic)\n"
+            + "    http.send_headers(quic.get_next_available_stream_id(), headers, end_stream=True)\n"
+            + "    return [datagram for datagram, _ in flight]\n",
+            "no request in a 0-RTT packet",
+        ),
+        Mistake(
+            _FLIGHT
+            + "    http = H3Connection(quic)\n"
+            + "    http.send_headers(quic.get_next_available_stream_id(), headers, end_stream=True)\n"
+            + "    return quic.datagrams_to_send(now=now)\n",
+            "a list of datagrams, each of them bytes",
+        ),
+    ),
+    judge=_judge_first_flight,
+)
+
+
+# Exercise 2: a ticket is good once, wherever the copy arrives.
+
+
+class SharedTickets(dict[bytes, Any]):
+    """Tickets in a store on another machine: a look takes time, in which the other server acts; pop is one step."""
+
+    def get(self, label: bytes, default: Any = None) -> Any:
+        value = super().get(label, default)
+        time.sleep(0.05)
+        return value
+
+    def __getitem__(self, label: bytes) -> Any:
+        value = super().__getitem__(label)
+        time.sleep(0.05)
+        return value
+
+    def __contains__(self, label: object) -> bool:
+        there = super().__contains__(label)
+        time.sleep(0.05)
+        return there
+
+
+class _ClusterServer(Http3Server):
+    """One of several servers that keep their tickets together."""
+
+    def __init__(
+        self, host: HostLike, handler: Handler, *, port: int, tickets: SharedTickets, take: Callable[..., Any]
+    ) -> None:
+        self.shared, self.take = tickets, take
+        super().__init__(host, handler, port=port)
+
+    def _keep_ticket(self, ticket: SessionTicket) -> None:
+        self.shared[ticket.ticket] = ticket
+
+    def _take_ticket(self, label: bytes) -> SessionTicket | None:
+        taken = self.take(self.shared, label)
+        return taken if isinstance(taken, SessionTicket) else None
+
+
+def _judge_take(take: Callable[..., Any]) -> str:
+    try:
+        unknown = take(SharedTickets(), b"unknown")
+    except KeyError as exc:
+        raise Wrong(
+            "a label that the store does not have made it raise KeyError: after a restart clients bring such tickets, "
+            "and get a full handshake; return None"
+        ) from exc
+    if unknown is not None:
+        raise Wrong(f"for a label that the store does not have it returned {unknown!r}: return None")
+    if take(SharedTickets(known="ticket"), "known") != "ticket":
+        raise Wrong("for a label that the store has it did not return the ticket: every client gets a full handshake")
+    sold = _replayed_elsewhere(take)
+    if sold != 1:
+        raise Wrong(
+            f"a datagram that bought something at one server was sent to the other one as well: {sold} purchases. The "
+            "ticket was still in the store"
+        )
+    tickets = SharedTickets(label="ticket")
+    taken = _both_at_once(lambda: take(tickets, "label"))
+    if sorted(taken, key=str) != [None, "ticket"]:
+        raise Wrong(
+            f"two servers asked for the same ticket at the same moment and got {taken[0]!r} and {taken[1]!r}: between "
+            "your look and your removal the other server looks as well. One operation must do both"
+        )
+    return "One purchase, whichever server the copy is sent to, and one ticket for two servers at the same moment."
+
+
+def _both_at_once(call: Callable[[], Any]) -> list[Any]:
+    start = threading.Barrier(2)
+    results: list[Any] = [None, None]
+
+    def run(place: int) -> None:
+        start.wait(WAIT_S)
+        try:
+            results[place] = call()
+        except Exception as exc:
+            results[place] = exc
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    return results
+
+
+def _replayed_elsewhere(take: Callable[..., Any]) -> int:
+    """How often a purchase happens whose first datagram is sent to the other server as well."""
+    sold: list[str] = []
+
+    def shop(request: Request) -> Response:
+        sold.append(request.target)
+        return Response.text("sold\n")
+
+    tickets = SharedTickets()
+    with Lab(rtt_ms=RTT_MS) as lab:
+        first = _ClusterServer(lab.server, shop, port=443, tickets=tickets, take=take)
+        second = _ClusterServer(lab.server, shop, port=8443, tickets=tickets, take=take)
+        client = QuicClient(lab.client, first, early_data=True)
+        client.fetch("/ticket")
+        with lab.capture() as capture:
+            client.fetch("/buy", "POST")
+        datagram = last_connection(capture)[0]
+        with lab.client, socket.socket(type=socket.SOCK_DGRAM) as attacker:
+            attacker.settimeout(WAIT_S)
+            attacker.sendto(datagram.transit.data[-datagram.payload :], (lab.server.ip, second.port))
+            attacker.recv(65536)  # whatever it thinks of the ticket, it begins a handshake
+        for server in (first, second):
+            server.close()  # waits for the handlers
+    return sold.count("/buy")
+
+
+TAKE = Exercise(
+    id="https.quic_early_data.take",
+    task=(
+        "Two servers behind a load balancer keep their tickets in one store, so that a client may come back to either. "
+        "Write `take(tickets, label)`: return the ticket with this label, in such a way that no server gets it again, "
+        "and None where there is none. `tickets` is used like a dict (`in`, `get`, `[]`, `del`, `pop`), but it "
+        "lives on another machine: between two operations the other server may do anything."
+    ),
+    starter="def take(tickets, label):\n    return ...\n",
+    solution="def take(tickets, label):\n    return tickets.pop(label, None)\n",
+    explanation=(
+        "pop looks and removes in one operation, so of two servers one gets the ticket and the other one None. In "
+        "Redis the command is GETDEL. RFC 8446 §8.1 names single-use tickets as a way to stop replays, and says what "
+        "is hard about them: all the servers that accept a ticket have to share the store. Where that is too far "
+        "away, a server can refuse early data, and only a round trip is lost."
+    ),
+    hints=(
+        "A ticket that stays in the store is good once more.",
+        "A look and a removal after it are two operations: the other server can look in between.",
+        "Which method of a dict removes and returns in one go, and what does it return for a label that is missing?",
+    ),
+    mistakes=(
+        Mistake("def take(tickets, label):\n    return tickets.get(label)\n", "2 purchases"),
+        Mistake(
+            "def take(tickets, label):\n"
+            "    ticket = tickets.get(label)\n"
+            "    tickets.pop(label, None)\n"
+            "    return ticket\n",
+            "between your look and your removal",
+        ),
+        Mistake(
+            "def take(tickets, label):\n    if label in tickets:\n        return tickets.pop(label)\n    return None\n",
+            "One operation must do both",
+        ),
+        Mistake("def take(tickets, label):\n    return tickets.pop(label)\n", "get a full handshake; return None"),
+    ),
+    judge=_judge_take,
+)
+
+EXERCISES = (FIRST_FLIGHT, TAKE)
+
+QUIZ = Quiz(
+    Question(
+        "Your client's library reports early_data_accepted = True. What do you know?",
+        (
+            Option(
+                "The request took one round trip.",
+                "Only if it left with the ClientHello. The server accepts early data even if none comes.",
+            ),
+            Option(
+                "The server was ready for early data; whether the request came in it, the packets tell.",
+                "Look for the request in the 0-RTT packets, and for a response that left before the client's Finished.",
+                right=True,
+            ),
+            Option(
+                "Nobody can replay the request.",
+                "Accepting is what makes a replay work. What stops it is the server's memory of used tickets.",
+            ),
+        ),
+    ),
+    Question(
+        "A client sends 0-RTT packets before it has the server's transport parameters. How much may it send?",
+        (
+            Option(
+                "What the server allowed last time.",
+                "It remembers the limits with the ticket (RFC 9000 §7.4.1), and the congestion window bounds it too.",
+                right=True,
+            ),
+            Option(
+                "Three times what it received.",
+                "That limit is the server's, towards an address that is not validated. The client has received "
+                "nothing, and may still send.",
+            ),
+            Option(
+                "One datagram.",
+                "The request only has to begin in the first datagram. Further 0-RTT packets may follow at once.",
+            ),
+        ),
+    ),
+    Question(
+        "Five servers accept the same tickets, each remembers alone which ones it has seen. What can an attacker do?",
+        (
+            Option(
+                "Nothing: a ticket is good once.",
+                "Once on each server. The other four have not seen the copy that the first one took.",
+            ),
+            Option(
+                "Read the responses.",
+                "They are encrypted with keys that take the client's or the server's secret to compute.",
+            ),
+            Option(
+                "Have one recorded request executed up to five times.",
+                "So put into 0-RTT only what may happen again, or let the servers remember together.",
+                right=True,
+            ),
+        ),
+    ),
+)
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A request in 0-RTT on this lab, with four blanks."""
+    run = measure(lab, "quic-0rtt", runs=1).runs[-1]
+    return HiddenTrace(
+        "https.quic_early_data.trace",
+        run.timeline.packets,
+        [
+            Blank("0-RTT", "what", "it carries the request behind the ClientHello, in a packet with keys of its own"),
+            Blank("EncryptedExtensions", "what", "it tells the client whether its early data was accepted"),
+            Blank("HANDSHAKE_DONE", "from", "one side knows that the handshake is over when the other's Finished came"),
+            Blank("NewSessionTicket", "round trip", "the server gives it when the client's Finished has arrived"),
+        ],
+        hints=(
+            "The first datagram holds two packets. The second one has keys from the ticket.",
+            "Between ServerHello and Finished a full handshake has three more messages. Two of them concern the "
+            "certificate, and a resumed handshake leaves them out.",
+            "The client's Finished opens round trip 2, and the ticket for next time answers it, after the response.",
+        ),
+        explanation=(
+            "The 0-RTT packet rides behind the Initial packet. EncryptedExtensions holds the early_data extension "
+            "when the server accepts. The response is there after round trip 1; HANDSHAKE_DONE and the next ticket "
+            "follow the client's Finished, in round trip 2."
+        ),
+    )

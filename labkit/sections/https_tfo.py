@@ -1,0 +1,448 @@
+"""What the section "TFO + TLS 1.3" asks: three exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from labkit.capture.capture import Capture
+from labkit.capture.headers import ACK, SYN, decode
+from labkit.capture.messages import Dissected
+from labkit.errors import MeasurementFailed
+from labkit.handshakes import TcpClient, measure
+from labkit.handshakes.clients.base import open_tcp
+from labkit.handshakes.phases import begins, connections, evidence, timeline
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judge import describe
+from labkit.servers import HttpServer
+
+RTT_MS = 10
+WAIT_S = 3.0
+PORT = 8443
+REQUEST = b"GET / HTTP/1.1\r\nHost: server.lab\r\nConnection: close\r\n\r\n"
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\n"
+
+
+def _last(capture: Capture) -> list[Dissected]:
+    """The packets of the connection that was opened last."""
+    opened = [group for group in connections(capture.messages) if begins(group[0])]
+    if not opened:
+        raise Wrong("no connection was captured: did your code connect?")
+    return opened[-1]
+
+
+# Exercise 1
+
+
+def _judge_listener(open_listener: Callable[[tuple[str, int]], Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab:
+        address = lab.server.ip, PORT
+        with lab.server:
+            listener = open_listener(address)
+        if not isinstance(listener, socket.socket):
+            raise Wrong(f"open_listener returned {listener!r:.60}: return the listening socket")
+        with listener, _answering(listener):
+            first, _ = _ask(lab, address)
+            second, server_counters = _ask(lab, address)
+        synack = next(packet for packet in first if packet.label.startswith("SYN-ACK"))
+        if "cookie" not in synack.label:
+            raise Wrong(
+                "the client's SYN asked for a cookie, and your server's SYN-ACK brought none: this listener does not "
+                "take data in a SYN. Which option turns that on, with which value, and on which socket?"
+            )
+        proof = evidence(timeline(second))
+        if not 0 < proof["syn_payload_bytes"] == proof["syn_payload_acknowledged"]:
+            raise Wrong(
+                f"the second SYN carried {proof['syn_payload_bytes']} bytes, and the SYN-ACK acknowledged "
+                f"{proof['syn_payload_acknowledged']} of them"
+            )
+    return (
+        f"The second SYN carried {proof['syn_payload_bytes']} bytes, the SYN-ACK acknowledged them, and the server's "
+        f"kernel counted TCPFastOpenPassive: {server_counters.get('TcpExtTCPFastOpenPassive', 0)}."
+    )
+
+
+@contextlib.contextmanager
+def _answering(listener: socket.socket) -> Iterator[None]:
+    """Answer whoever connects, until the end of the block. The listener is the learner's: nothing is sure of it."""
+    ended = threading.Event()
+
+    def answer() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError):  # a time-out, a reset, or a socket that does not listen
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(WAIT_S)
+                    connection.recv(65536)
+                    connection.sendall(RESPONSE)
+            ended.wait(0.001)
+
+    listener.settimeout(0.05)
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _ask(lab: Lab, address: tuple[str, int]) -> tuple[list[Dissected], dict[str, int]]:
+    """One request with Fast Open: its packets, and what the server's kernel counted meanwhile."""
+    lab.wire.settle()
+    before = lab.server.counters
+    with lab.capture() as capture, open_tcp(lab.client, fast_open=True) as client:
+        client.settimeout(WAIT_S)
+        try:
+            client.connect(address)
+            client.sendall(REQUEST)
+            client.recv(65536)
+        except ConnectionRefusedError:
+            raise Wrong(
+                f"nobody listens on {address[0]}, port {address[1]}: bind to the address, then listen"
+            ) from None
+        except OSError as exc:
+            raise Wrong(f"a client that connected got no answer: {describe(exc)}") from exc
+    return _last(capture), (lab.server.counters - before).changed()
+
+
+_OPEN_LISTENER = (
+    "import socket\n\n\n"
+    "def open_listener(address):\n"
+    "    listener = socket.socket()\n"
+    "    listener.bind(address)\n"
+    "    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)\n"
+    "    listener.listen()\n"
+    "    return listener\n"
+)
+
+OPEN_LISTENER = Exercise(
+    id="https.tfo.open_listener",
+    task=(
+        "Write `open_listener(address)`: return a TCP socket that listens on `address`, a pair of IP address and port, "
+        "and takes data in a SYN. The host's kernel allows it already (`net.ipv4.tcp_fastopen` is 3)."
+    ),
+    starter="import socket\n\n\ndef open_listener(address):\n    return ...\n",
+    solution=_OPEN_LISTENER,
+    explanation=(
+        "The sysctl permits Fast Open for the host, and the socket option TCP_FASTOPEN turns it on for this listener. "
+        "Its value is a queue: how many connections may wait that brought data and whose handshake is not complete. "
+        "It bounds what a flood of SYNs with valid cookies can occupy (RFC 7413 section 5.1). With 0 the listener "
+        "gives no cookie."
+    ),
+    hints=(
+        "Two switches are needed on a server: the sysctl for the host, and an option of the listening socket.",
+        "The option is socket.TCP_FASTOPEN at the level socket.IPPROTO_TCP. Its value is the length of a queue.",
+    ),
+    mistakes=(
+        Mistake(
+            "import socket\n\n\ndef open_listener(address):\n    return socket.create_server(address)\n", "brought none"
+        ),
+        Mistake(_OPEN_LISTENER.replace("TCP_FASTOPEN, 16", "TCP_FASTOPEN, 0"), "with which value"),
+        Mistake(_OPEN_LISTENER.replace("    listener.listen()\n", ""), "nobody listens"),
+    ),
+    judge=_judge_listener,
+    deadline_s=15.0,
+)
+
+
+# Exercise 2
+
+
+def _judge_fetch(fetch: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, tls="1.3", fast_open=True) as server:
+        # A small key share, so that the ClientHello fits into a SYN whatever OpenSSL this Python has.
+        context = lab.authority.client_context(versions=["1.3"], group="prime256v1")
+        for _ in range(2):  # the first connection brings the cookie
+            lab.wire.settle()
+            with lab.capture() as capture, lab.client:
+                response = fetch(("server.lab", server.port), context)
+    if not isinstance(response, bytes) or not response.startswith(b"HTTP/1.1 200"):
+        raise Wrong(f"fetch returned {response!r:.60}: return the response's bytes")
+    try:
+        line = timeline(_last(capture))
+    except MeasurementFailed as exc:
+        raise Wrong(str(exc)) from exc
+    proof, total = evidence(line), sum(line.whole_rtts().values())
+    if not proof["syn_payload_bytes"]:
+        raise Wrong(
+            f"the second connection's SYN carried no data, and the request took {total} round trips: connect must not "
+            "send the SYN before there is something to put into it"
+        )
+    if total > 2:
+        raise Wrong(
+            f"the ClientHello rode in the SYN, but the request took {total} round trips: it waited until Finished was "
+            "acknowledged. Which algorithm holds small writes back?"
+        )
+    return (
+        f"{proof['syn_payload_bytes']} bytes of ClientHello in the SYN, all of them acknowledged, {total} round trips."
+    )
+
+
+_FETCH = (
+    "import socket\n\n\n"
+    "def fetch(address, context):\n"
+    "    connection = socket.socket()\n"
+    "    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
+    "    connection.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT\n"
+    "    with context.wrap_socket(connection, server_hostname=address[0]) as tls:\n"
+    "        tls.connect(address)\n"
+    '        tls.sendall(b"GET / HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n")\n'
+    "        return tls.recv(65536)\n"
+)
+
+FETCH = Exercise(
+    id="https.tfo.fetch",
+    task=(
+        "Write `fetch(address, context)`: send a GET request over TLS to `address`, a pair of name and port, and "
+        "return the first bytes of the response. `context` is a client's `ssl.SSLContext`, and the certificate is for "
+        "the name in `address`. It is called twice. The second time, the ClientHello must ride in the SYN, and the "
+        "whole must take two round trips."
+    ),
+    starter="import socket\n\n\ndef fetch(address, context):\n    return ...\n",
+    solution=_FETCH,
+    explanation=(
+        "With TCP_FASTOPEN_CONNECT and a cookie in the kernel's cache, connect returns without sending anything, and "
+        "the first write, the ClientHello, becomes the SYN's data. TLS goes around the socket before connect, because "
+        "wrap_socket asks a socket for its peer, and a fast-open socket has none until its first write. TCP_NODELAY "
+        "lets the request leave right behind Finished."
+    ),
+    hints=(
+        "The option for the client is TCP_FASTOPEN_CONNECT, number 30, at the level socket.IPPROTO_TCP. Set it before "
+        "connect, so create_connection is of no use here.",
+        "Wrap first and connect then: the wrapped socket has a connect of its own, which also shakes hands.",
+        "If it takes three round trips although the SYN carries data, look at TCP_NODELAY.",
+    ),
+    mistakes=(
+        Mistake(
+            "import socket\n\n\n"
+            "def fetch(address, context):\n"
+            "    with socket.create_connection(address) as connection:\n"
+            "        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
+            "        with context.wrap_socket(connection, server_hostname=address[0]) as tls:\n"
+            '            tls.sendall(b"GET / HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n")\n'
+            "            return tls.recv(65536)\n",
+            "carried no data",
+        ),
+        Mistake(
+            _FETCH.replace("    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n", ""),
+            "Which algorithm holds small writes back?",
+        ),
+        Mistake(_FETCH.replace("return tls.recv(65536)", "print(tls.recv(65536))"), "return the response's bytes"),
+    ),
+    judge=_judge_fetch,
+    deadline_s=15.0,
+)
+
+
+# Exercise 3
+
+VERDICTS = ("no data", "accepted", "refused", "lost")
+Seen = list[tuple[str, str, int, int]]
+
+
+def _judge_diagnose(diagnose: Callable[[Seen], Any]) -> str:
+    for what, expected, packets in _situations():
+        said = diagnose(packets)
+        if said != expected:
+            begin = ", ".join(f"({sender}, {flags}, {data}, {ack})" for sender, flags, data, ack in packets[:4])
+            raise Wrong(f"{what}: your answer is {said!r:.40}, and it is {expected!r}. The capture begins {begin}")
+    return "All five captures, and each from its SYN and SYN-ACK alone."
+
+
+def _situations() -> Iterator[tuple[str, str, Seen]]:
+    """Live captures: what happened in words, the verdict, the packets."""
+    with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, fast_open=True) as server:
+        client = TcpClient(lab.client, server, fast_open=True)
+
+        def captured(body: bytes = b"") -> Seen:
+            lab.wire.settle()
+            with lab.capture() as capture:
+                client.fetch(method="POST" if body else "GET", body=body)
+            return _seen(_last(capture))
+
+        yield "a first connection, which fetches the cookie", "no data", captured()
+        yield "a cookie that the server takes", "accepted", captured()
+        yield (
+            "a request longer than the SYN can hold, of which the server takes that part",
+            "accepted",
+            captured(b"x" * 3000),
+        )
+        lab.server.sysctl["net.ipv4.tcp_fastopen"] = 0
+        yield "a server that does not take data in a SYN any more", "refused", captured()
+        lab.server.sysctl["net.ipv4.tcp_fastopen"] = 3
+        with lab.wire.drop(source="client", tcp_flags="S", payload=True):
+            yield "a middlebox that drops SYNs with data", "lost", captured()
+
+
+def _seen(packets: Sequence[Dissected]) -> Seen:
+    """What the learner gets of each packet: sender, flags, bytes of data, the client's bytes that it acknowledges."""
+    found: Seen = []
+    first: int | None = None
+    for packet in packets:
+        header = decode(packet.transit.data).tcp
+        assert header is not None
+        first = header.seq if first is None else first
+        flags = ("S" if header.flags & SYN else "") + ("A" if header.flags & ACK else "")
+        acknowledged = 0 if packet.from_client else (header.ack - first - 1) % 2**32
+        found.append(("client" if packet.from_client else "server", flags, packet.payload, acknowledged))
+    return found
+
+
+_DIAGNOSE = (
+    "def diagnose(packets):\n"
+    '    syns = [data for sender, flags, data, _ in packets if flags == "S"]\n'
+    '    synack = next(packet for packet in packets if packet[1] == "SA")\n'
+    "    if syns[0] == 0:\n"
+    '        return "no data"\n'
+    "    if synack[3] > 0:\n"
+    '        return "accepted"\n'
+    '    return "lost" if len(syns) > 1 else "refused"\n'
+)
+
+DIAGNOSE = Exercise(
+    id="https.tfo.diagnose",
+    task=(
+        "Fast Open is on, and some users see no gain. Write `diagnose(packets)`: it gets the packets of one "
+        "connection, in the order of sending, each as a tuple `(sender, flags, data, acknowledged)`. `sender` is "
+        "`client` or `server`, `flags` is `S` for a SYN, `SA` for a SYN-ACK, `A` for the rest, `data` counts the "
+        "packet's bytes of data, and `acknowledged`, for a packet of the server, how many of the client's bytes it "
+        "acknowledges. Return `no data` (the SYN carried none), `accepted` (the server took data from the SYN), "
+        "`refused` (the server answered the SYN, but did not take its data) or `lost` (the SYN with data was not "
+        "answered)."
+    ),
+    starter="def diagnose(packets):\n    return ...\n",
+    solution=_DIAGNOSE,
+    explanation=(
+        "The SYN-ACK tells. If it acknowledges any data, the server took it from the SYN. If it acknowledges only the "
+        "SYN, the number of SYNs decides: one SYN was answered, so its data was refused; after a lost one the kernel "
+        "sends a second, without data. A SYN may hold a part of a long request, so compare with 0 and not with the "
+        "whole."
+    ),
+    hints=(
+        "Everything is decided by the SYN, or the SYNs, and the first SYN-ACK.",
+        "In two cases the SYN-ACK acknowledges no data. In one of them the client has sent a second SYN.",
+        "A request longer than a SYN holds is accepted all the same: acknowledged is then more than 0 and less than "
+        "all.",
+    ),
+    mistakes=(
+        Mistake(
+            "def diagnose(packets):\n"
+            '    data = next(data for _, flags, data, _ in packets if flags == "S")\n'
+            '    synack = next(packet for packet in packets if packet[1] == "SA")\n'
+            "    if data == 0:\n"
+            '        return "no data"\n'
+            '    return "accepted" if synack[3] else "refused"\n',
+            "a middlebox that drops SYNs with data",
+        ),
+        Mistake(
+            _DIAGNOSE.replace("synack[3] > 0", 'synack[3] == sum(p[2] for p in packets if p[0] == "client")'),
+            "a request longer than the SYN can hold",
+        ),
+        Mistake(
+            'def diagnose(packets):\n    return "accepted" if packets[0][2] else "no data"\n',
+            "a server that does not take data in a SYN any more",
+        ),
+    ),
+    judge=_judge_diagnose,
+    deadline_s=20.0,
+)
+
+EXERCISES = (OPEN_LISTENER, FETCH, DIAGNOSE)
+
+
+QUIZ = Quiz(
+    Question(
+        "What proves that Fast Open saved a round trip?",
+        (
+            Option(
+                "setsockopt(TCP_FASTOPEN_CONNECT) raised no error.",
+                "It never does here. Without a cookie, or with one that the server refuses, the connection works as "
+                "well.",
+            ),
+            Option(
+                "The client's SYN carried data.",
+                "The server may have refused it. Then the same bytes are sent again, a round trip later.",
+            ),
+            Option(
+                "The SYN-ACK acknowledges the data of the SYN.",
+                "The server's kernel has taken the bytes. TCPFastOpenActive counts the same on the client.",
+                right=True,
+            ),
+        ),
+    ),
+    Question(
+        "Four servers stand behind one address, and each has a Fast Open key of its own. What do clients see?",
+        (
+            Option(
+                "Connections fail when they reach another server than before.",
+                "A wrong cookie is no error: the SYN is answered as an ordinary one, with a new cookie.",
+            ),
+            Option(
+                "Most connections take three round trips, and none fails.",
+                "A cookie is good only for the server that made it. Give all of them the same tcp_fastopen_key.",
+                right=True,
+            ),
+            Option(
+                "Nothing: a cookie belongs to the address.",
+                "It is computed from the client's address with the server's secret key (RFC 7413 section 4.1.2).",
+            ),
+        ),
+    ),
+    Question(
+        "The network delivers a SYN with data twice. Which data must not be in it?",
+        (
+            Option(
+                "A ClientHello.",
+                "A second ClientHello begins a handshake that nobody completes: no request is in it (RFC 7413 section "
+                "6.3.2).",
+            ),
+            Option(
+                "GET / of plain HTTP.",
+                "GET is safe: served twice, it changes nothing (RFC 9110 section 9.2.1).",
+            ),
+            Option(
+                "POST /orders of plain HTTP.",
+                "The server may read it twice and take two orders. Neither TCP nor the client notices.",
+                right=True,
+            ),
+        ),
+    ),
+)
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A request over TFO and TLS 1.3 on this lab, with four blanks."""
+    run = measure(lab, "tfo+tls1.3", runs=1).runs[-1]
+    return HiddenTrace(
+        "https.tfo.trace",
+        run.timeline.packets,
+        [
+            Blank("ClientHello", "what", "which message of TLS does a client begin with?"),
+            Blank("ServerHello", "round trip", "it answers the same packet as the SYN-ACK does"),
+            Blank(
+                "ChangeCipherSpec, Finished", "seq", "the SYN takes one number, and each byte of its data takes another"
+            ),
+            Blank(
+                "GET /",
+                "round trip",
+                "the client's Finished and its request leave together, as soon as the server's is there",
+            ),
+        ],
+        hints=(
+            "A SYN takes one sequence number (RFC 9293 §3.4), so the first byte of data has the number 1, also when "
+            "it rides in the SYN.",
+            "The payload column says how many bytes the SYN carried. The client's next byte comes after the SYN and "
+            "those.",
+            "A server sends its ServerHello when it has the ClientHello. In which packet did that travel?",
+        ),
+        explanation=(
+            "The SYN takes number 0 and its data the numbers from 1 on, so the client goes on with 1 plus the length "
+            "of its ClientHello. SYN-ACK and ServerHello answer the same packet in the first round trip, and the "
+            "request leaves in the second."
+        ),
+    )

@@ -1,0 +1,294 @@
+"""What the section "TCP + TLS 1.2" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from labkit.capture.headers import decode
+from labkit.errors import MeasurementFailed
+from labkit.handshakes import measure
+from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judging import serving
+from labkit.servers import HttpServer
+
+RTT_MS = 10
+WAIT_S = 5.0
+
+# Exercise 1
+
+
+def _judge_fetch_twice(fetch_twice: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, tls="1.2") as server:
+        context = lab.authority.client_context(versions=["1.2"])
+        with lab.capture() as capture, lab.client:
+            fetch_twice(("server.lab", server.port), context)
+        opened = [group for group in connections(capture.messages) if begins(group[0])]
+    if len(opened) != 2:
+        raise Wrong(f"{len(opened)} connection(s) were opened, two are needed: close the first and open a second")
+    try:
+        first, second = (timeline(group) for group in opened)
+    except MeasurementFailed as exc:
+        raise Wrong(str(exc)) from exc
+    if evidence(second)["certificate_sent"]:
+        raise Wrong(
+            "the second connection brought a certificate, so its handshake was a full one "
+            f"({_total(second)} round trips): its ClientHello has to offer the session of the first"
+        )
+    if _total(second) > 3:
+        raise Wrong(
+            f"the second connection was resumed, but took {_total(second)} round trips: after its Finished the client "
+            "waited for an acknowledgment before it sent the request. Which algorithm holds small writes back?"
+        )
+    return f"{_total(first)} round trips for the full handshake, {_total(second)} with the ticket, and no certificate."
+
+
+def _total(line: Timeline) -> int:
+    return sum(line.whole_rtts().values())
+
+
+_CLIENT = (
+    "import socket\n\n\n"
+    "def fetch_twice(address, context):\n"
+    "    session = None\n"
+    "    for _ in range(2):\n"
+    "        with socket.create_connection(address) as connection:\n"
+    "            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
+    "            with context.wrap_socket(\n"
+    "                connection, server_hostname=address[0], session=session\n"
+    "            ) as tls:\n"
+    "                tls.sendall(b'GET / HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n')\n"
+    "                tls.recv(65536)\n"
+    "                session = tls.session\n"
+)
+
+FETCH_TWICE = Exercise(
+    id="https.tls12.fetch_twice",
+    task=(
+        "Write `fetch_twice(address, context)`: it fetches `/` from the HTTPS server at `address` twice, over two TCP "
+        "connections one after the other, and reads both responses. `context` is a client's `ssl.SSLContext` that "
+        "speaks TLS 1.2 only. The second fetch has to be resumed and to take three round trips."
+    ),
+    starter="def fetch_twice(address, context):\n    return ...\n",
+    solution=_CLIENT,
+    explanation=(
+        "The first connection brings a ticket, which Python keeps in tls.session, and wrap_socket offers it in the "
+        "second ClientHello. In a resumed handshake the client's Finished is its last message before the request. "
+        "Without TCP_NODELAY, Nagle's algorithm holds the request until the small segment with Finished is "
+        "acknowledged, and the saved round trip is spent again."
+    ),
+    hints=(
+        "An SSLSocket has an attribute session, and context.wrap_socket takes an argument session.",
+        "Take the session while the first connection is open, and wrap the second one with the same context.",
+        "Two small writes follow each other, Finished and the request: set TCP_NODELAY on the TCP socket.",
+    ),
+    mistakes=(
+        Mistake(_CLIENT.replace(", session=session", ""), "the second connection brought a certificate"),
+        Mistake(
+            _CLIENT.replace("            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n", ""),
+            "Which algorithm holds small writes back?",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def fetch_twice(address, context):\n"
+            "    with socket.create_connection(address) as connection:\n"
+            "        with context.wrap_socket(connection, server_hostname=address[0]) as tls:\n"
+            "            for _ in range(2):\n"
+            "                tls.sendall(b'GET / HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n')\n"
+            "                tls.recv(65536)\n",
+            "1 connection(s) were opened",
+        ),
+    ),
+    judge=_judge_fetch_twice,
+    deadline_s=10.0,
+)
+
+
+# Exercise 2
+
+NAMES = ("orders.shop.lab", "invoices.shop.lab")
+
+
+def _judge_eavesdrop(eavesdrop: Callable[[bytes], Any]) -> str:
+    found = {version: eavesdrop(_server_stream(version)) for version in ("1.2", "1.3")}
+    read = found["1.2"]
+    if not isinstance(read, (list, tuple, set)) or sorted(map(str, read)) != sorted(NAMES):
+        raise Wrong(
+            f"from a TLS 1.2 handshake it read {read!r:.100}: the certificate in these bytes names "
+            f"{' and '.join(NAMES)}, in the clear"
+        )
+    if found["1.3"]:
+        raise Wrong(
+            f"from a TLS 1.3 handshake it returned {found['1.3']!r:.100}: there the certificate is encrypted, so there "
+            "is nothing to read and [] to return"
+        )
+    return f"You read {' and '.join(NAMES)} without any key. In TLS 1.3 there was nothing to read."
+
+
+def _server_stream(version: str) -> bytes:
+    """What a server of NAMES sends in a handshake, as somebody on the path sees it."""
+    with Lab(rtt_ms=RTT_MS) as lab:
+        context = lab.authority.server_context(*NAMES, versions=[version])
+        with lab.capture() as capture, serving(lab.server, _serve_once, context), lab.client:
+            with socket.create_connection(("server.lab", 8443), timeout=WAIT_S) as connection:
+                client = lab.authority.client_context(versions=[version])
+                with client.wrap_socket(connection, server_hostname=NAMES[0]) as tls:
+                    tls.recv(1)
+        (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
+    return b"".join(decode(packet.transit.data).payload for packet in packets if not packet.from_client)
+
+
+def _serve_once(listener: socket.socket, context: ssl.SSLContext) -> None:
+    connection, _ = listener.accept()
+    with context.wrap_socket(connection, server_side=True) as tls:
+        tls.sendall(b"x")
+
+
+EAVESDROP = Exercise(
+    id="https.tls12.eavesdrop",
+    task=(
+        "Write `eavesdrop(stream)`: `stream` is what a server sent over a TCP connection, byte for byte, as anybody on "
+        "the path can record it. Return the DNS names in the server's certificate, or `[]` where no certificate can "
+        "be read. It is judged with a TLS 1.2 and a TLS 1.3 handshake, and it gets no key.\n\n"
+        "The stream is a row of records: type (1 byte; 20 ChangeCipherSpec, 22 handshake), version (2), length (2), "
+        "content. The contents of handshake records, put together, are a row of messages: type (1; 11 Certificate), "
+        "length (3), body. The body of Certificate is the length of the list (3), the length of the first certificate "
+        "(3), that certificate in DER, and further ones. After ChangeCipherSpec everything is encrypted. "
+        "`cryptography.x509` reads DER."
+    ),
+    starter="def eavesdrop(stream):\n    return ...\n",
+    solution=(
+        "from cryptography import x509\n\n\n"
+        "def eavesdrop(stream):\n"
+        "    handshake = b''\n"
+        "    while stream and stream[0] != 20:\n"
+        "        end = 5 + int.from_bytes(stream[3:5], 'big')\n"
+        "        if stream[0] == 22:\n"
+        "            handshake += stream[5:end]\n"
+        "        stream = stream[end:]\n"
+        "    while handshake:\n"
+        "        end = 4 + int.from_bytes(handshake[1:4], 'big')\n"
+        "        if handshake[0] == 11:\n"
+        "            size = int.from_bytes(handshake[7:10], 'big')\n"
+        "            certificate = x509.load_der_x509_certificate(handshake[10 : 10 + size])\n"
+        "            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)\n"
+        "            return names.value.get_values_for_type(x509.DNSName)\n"
+        "        handshake = handshake[end:]\n"
+        "    return []\n"
+    ),
+    explanation=(
+        "TLS 1.2 encrypts only what follows ChangeCipherSpec, and Certificate comes before it (RFC 5246 §7.3). TLS 1.3 "
+        "encrypts every handshake message after ServerHello (RFC 8446 §1.2), so the walk ends there with empty hands."
+    ),
+    hints=(
+        "Two loops: one over the records, which collects the contents of type 22 and stops at type 20, and one over "
+        "the messages in what was collected.",
+        "int.from_bytes(stream[3:5], 'big') is the length of a record's content, which begins at stream[5].",
+        "x509.load_der_x509_certificate(der).extensions.get_extension_for_class(x509.SubjectAlternativeName) has the "
+        "names: .value.get_values_for_type(x509.DNSName).",
+    ),
+    mistakes=(
+        Mistake(
+            "def eavesdrop(stream):\n    return ['server.lab']\n",
+            "from a TLS 1.2 handshake it read ['server.lab']",
+        ),
+        Mistake(
+            "def eavesdrop(stream):\n    return []\n",
+            "in the clear",
+        ),
+        Mistake(
+            "def eavesdrop(stream):\n    return ['orders.shop.lab', 'invoices.shop.lab']\n",
+            "there the certificate is encrypted",
+        ),
+    ),
+    judge=_judge_eavesdrop,
+    deadline_s=10.0,
+)
+
+EXERCISES = (FETCH_TWICE, EAVESDROP)
+
+QUIZ = Quiz(
+    Question(
+        "Why does a full TLS 1.2 handshake need two round trips?",
+        (
+            Option(
+                "The certificate is too large for one packet.",
+                "In this section it came in one segment together with three other messages.",
+            ),
+            Option(
+                "The client can send its share of the keys only when it has the server's hello.",
+                "It learns group and share of the server from ServerKeyExchange. Then both sides send Finished.",
+                right=True,
+            ),
+            Option(
+                "TCP has to be opened first.",
+                "That is a round trip of its own, before the two of TLS.",
+            ),
+        ),
+    ),
+    Question(
+        "Somebody records your traffic and later steals the server's private key. Which connections can be read?",
+        (
+            Option(
+                "All of them.",
+                "With ECDHE the private key only signs. The secrets that each connection's keys came from are gone.",
+            ),
+            Option(
+                "Those whose keys were exchanged with RSA.",
+                "There the client sends the secret encrypted to that key: no forward secrecy (RFC 9325 §4.1).",
+                right=True,
+            ),
+            Option(
+                "None of them.", "True with ECDHE only. With RSA key exchange the private key opens the recordings."
+            ),
+        ),
+    ),
+    Question(
+        "After a deployment behind a load balancer fewer handshakes are resumed, and no error is logged. Why?",
+        (
+            Option(
+                "The tickets are encrypted with keys that other processes do not have.",
+                "A server that cannot open a ticket makes a full handshake, silently. All processes need the same key.",
+                right=True,
+            ),
+            Option(
+                "The certificate was renewed.",
+                "A server opens a ticket with its ticket keys. Those are not in the certificate.",
+            ),
+            Option(
+                "The clients turned off TCP_NODELAY.",
+                "That delays the request of a resumed connection, but the handshake stays a resumed one.",
+            ),
+        ),
+    ),
+)
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A full handshake with TLS 1.2 and a request on this lab, with four blanks."""
+    run = measure(lab, "tls1.2", runs=1).runs[-1]
+    return HiddenTrace(
+        "https.tls12.trace",
+        run.timeline.packets,
+        [
+            Blank(
+                "ClientKeyExchange", "what", "with which message does the client give its share of the key exchange?"
+            ),
+            Blank("ServerHelloDone", "seq", "these are the server's first bytes, and the SYN-ACK took number 0"),
+            Blank("NewSessionTicket", "from", "who encrypts tickets, and keeps the key to open them again?"),
+            Blank("GET /", "round trip", "count the answers that the client had to wait for before it may ask"),
+        ],
+        hints=(
+            "Two messages in this handshake carry a share of the key exchange, one of each side.",
+            "The server's SYN-ACK has sequence number 0, and data begins with the number after it.",
+            "SYN-ACK, ServerHello to ServerHelloDone, the server's Finished: the request waits for all three.",
+        ),
+        explanation=(
+            "One round trip for TCP and two for TLS come before the request, so it is sent in the fourth. The "
+            "NewSessionTicket is in the clear, but only the server can open what is in it (RFC 5077 §3.3 and §4)."
+        ),
+    )
