@@ -3,7 +3,7 @@
 The file lies in the user's data folder (``LABKIT_HOME`` moves it), readable by its owner alone. Each change is
 written whole to a file beside it and renamed, so it is the old one or the new one and never half of one; a lock
 keeps two notebooks from undoing each other's changes. A file that cannot be read is set aside under another name,
-and ``Progress.notice`` says so.
+and both a warning and ``Progress.notice`` say so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ def home() -> Path:
     """The learner's folder: ``LABKIT_HOME``, else the user data folder of this operating system."""
     chosen = os.environ.get("LABKIT_HOME")
     return Path(chosen).expanduser() if chosen else user_data_path("backend-engineering-live", appauthor=False)
+
+
+class ProgressWarning(UserWarning):
+    """The learner's progress was set aside, or cannot be kept."""
 
 
 class Progress:
@@ -143,16 +149,20 @@ class Progress:
             return _empty()
         except OSError as exc:
             return self._only_in_memory(exc)
-        self.notice = f"Your progress could not be read ({why}). It was kept as {aside}, and a new one begun."
+        self._tell(f"Your progress could not be read ({why}). It was kept as {aside}, and a new one begun.")
         return _empty()
 
     def _only_in_memory(self, exc: OSError) -> dict[str, Any]:
-        self.notice = (
+        self._tell(
             f"Your progress cannot be kept in {self.folder} ({exc.strerror}): it lasts as long as this notebook's "
             "kernel. Set LABKIT_HOME to a folder that can be written."
         )
         self._in_memory = _empty()
         return self._in_memory
+
+    def _tell(self, notice: str) -> None:
+        self.notice = notice
+        warnings.warn(notice, ProgressWarning, stacklevel=2)
 
     def _change(self, change: Callable[[dict[str, Any]], object]) -> None:
         try:
@@ -184,8 +194,14 @@ class Progress:
 
 
 def progress() -> Progress:
-    """The progress of this learner: a fresh look at the file each time."""
-    return Progress()
+    """The progress of this learner."""
+    return _progress_in(home())
+
+
+@cache
+def _progress_in(folder: Path) -> Progress:
+    """One for each folder: where it can only be kept in memory, all cells share that."""
+    return Progress(folder)
 
 
 def _private(path: str, flags: int) -> int:

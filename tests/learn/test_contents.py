@@ -16,6 +16,7 @@ from labkit.learn import Progress, contents
 from labkit.learn.contents import parse
 from labkit.learn.new_section import new_section
 from labkit.learn.overview import Overview
+from labkit.learn.progress import ProgressWarning
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """
@@ -95,7 +96,8 @@ def test_ticks_minutes_left_and_where_to_go_on(tmp_path: Path) -> None:
     assert "Every section that is written so far is read." in repr(Overview(parse(SMALL), kept))
     assert json.loads(json.dumps(half.as_dict()))["go_on"] == "b.three"
     kept.path.write_text("{")
-    damaged = Overview(parse(SMALL), Progress(tmp_path))
+    with pytest.warns(ProgressWarning):
+        damaged = Overview(parse(SMALL), Progress(tmp_path))
     assert "could not be read" in repr(damaged)
     assert "could not be read" in damaged._repr_html_()
 

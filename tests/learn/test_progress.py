@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import InvalidValue
-from labkit.learn.progress import Progress, home
+from labkit.learn.progress import Progress, ProgressWarning, home, progress
 
 
 @pytest.fixture
@@ -63,7 +63,8 @@ def test_looking_writes_nothing(kept: Progress) -> None:
 def test_a_file_that_cannot_be_read_is_set_aside(kept: Progress, text: str, why: str) -> None:
     kept.folder.mkdir()
     kept.path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    kept.finish("a.b")
+    with pytest.warns(ProgressWarning, match="It was kept as"):
+        kept.finish("a.b")
     assert why in kept.notice
     (aside,) = kept.folder.glob("progress-*.json")
     assert str(aside) in kept.notice
@@ -75,9 +76,18 @@ def test_a_file_that_cannot_be_read_is_set_aside(kept: Progress, text: str, why:
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     kept = Progress(tmp_path / "file" / "home")
-    kept.finish("a.b")
+    with pytest.warns(ProgressWarning, match="Set LABKIT_HOME"):
+        kept.finish("a.b")
     assert "LABKIT_HOME" in kept.notice
     assert kept.is_read("a.b")
+
+
+def test_what_lasts_as_long_as_the_kernel_is_one_for_all_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "file" / "home"))
+    with pytest.warns(ProgressWarning):
+        progress().finish("a.b")
+    assert progress().is_read("a.b")
 
 
 ADD = """

@@ -46,6 +46,8 @@ def _judge_answer(serve: Callable[[socket.socket], object]) -> str:
                     response = client.recv(65536)
                 except TimeoutError:
                     raise Wrong("the client waited 3 s for a response: does your server send one?") from None
+                except ConnectionError:
+                    response = b""  # closed with the request unread, which resets the connection
         if not response.startswith(b"HTTP/1.1 200 "):
             raise Wrong(f"the client received {response[:40]!r}: a response begins with b'HTTP/1.1 200 OK'")
         line = the_request(capture)
