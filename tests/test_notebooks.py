@@ -99,10 +99,13 @@ def nothing_left(
 @pytest.mark.parametrize(
     ("kernel", "notebook"), [(n, n) for n in NOTEBOOKS], indirect=["kernel"], ids=[n.stem for n in NOTEBOOKS]
 )
-def test_every_cell_twice_and_then_all_again(
+def test_every_cell_twice_and_then_from_the_top(
     kernel: Kernel, notebook: Path, tmp_path: Path, nothing_left: Callable[[], None]
 ) -> None:
-    """In one kernel. What a marked cell prints is the same each time."""
+    """In one kernel. What a marked cell prints is the same each time.
+
+    From the top only as far as the first marked cell: by then the set-up has taken the place of all that was there.
+    """
     cells = code_cells(notebook)
     first = []
     for source in cells:
@@ -114,6 +117,7 @@ def test_every_cell_twice_and_then_all_again(
         text = kernel.run(source)
         if "# NBVAL_CHECK_OUTPUT" in source:
             assert text == before
+            break
     # Every set-up has closed the lab of the one before it; the last lab ends with the kernel.
     assert len([name for name in os.listdir(tmp_path) if name.startswith("labkit-")]) <= 1
     os.kill(kernel.pid, signal.SIGKILL)
