@@ -13,7 +13,7 @@ import nbformat
 from labkit.errors import InvalidValue
 from labkit.learn.contents import Contents, Section
 
-TOP, BOTTOM, OUTLINE = "navigation-top", "navigation-bottom", "outline"  # ids of cells
+TOP, BOTTOM = "navigation-top", "navigation-bottom"  # ids of cells
 README_MARKS = "<!-- contents: written by `labkit contents --write` -->\n", "<!-- end of contents -->"
 
 
@@ -40,32 +40,20 @@ def bottom(book: Contents, section: Section) -> str:
     return " · ".join(parts)
 
 
-def outline(book: Contents) -> str:
-    """The table of the welcome page, in markdown: every section, those to come without a link."""
-    return _table(book, "../")
-
-
 def readme(book: Contents) -> str:
-    """The table of the README."""
-    return _table(book, "notebooks/")
-
-
-def _table(book: Contents, prefix: str) -> str:
+    """The table of the README: every section, those to come without a link."""
     lines = ["| chapter | section | | minutes |", "|---|---|---|---|"]
     for chapter in book.chapters:
         for section in chapter.sections:
             first = chapter.title if section is chapter.sections[0] else ""
-            title = f"[{section.title}]({prefix}{section.path})" if section.file else section.title
+            title = f"[{section.title}](notebooks/{section.path})" if section.file else section.title
             lines.append(f"| {first} | {title} | {section.about} | {section.minutes if section.file else 'to come'} |")
     return "\n".join(lines)
 
 
 def expected(book: Contents, section: Section) -> dict[str, str]:
     """The cells of a notebook that come from the contents: id → text."""
-    cells = {TOP: top(book, section), BOTTOM: bottom(book, section)}
-    if section is next(iter(book)):
-        cells[OUTLINE] = outline(book)
-    return cells
+    return {TOP: top(book, section), BOTTOM: bottom(book, section)}
 
 
 def write(book: Contents, root: Path) -> list[Path]:

@@ -55,7 +55,8 @@ class Overview:
         tick = "✓" if self.kept.is_read(section.id) else ""
         title = _link(section) if section.file else html.escape(section.title)
         when = f"{section.minutes} min" if section.file else "to come"
-        style = "text-align:left" if section.file else "text-align:left;opacity:0.55"
+        style = "text-align:left" if section.file else "text-align:left;opacity:0.6"
+        when = when.replace(" ", "&nbsp;")
         cells = [tick, title, html.escape(section.about), when]
         return "<tr>" + "".join(f"<td style='{style}'>{cell}</td>" for cell in cells) + "</tr>"
 
