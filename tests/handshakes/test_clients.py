@@ -311,3 +311,17 @@ def test_a_server_that_ends_the_connection_without_an_answer(lab: Lab) -> None:
         with pytest.raises(ConnectionError, match=r"no complete HTTP/1.1 response|reset"):
             TcpClient(lab.client, server).fetch()  # type: ignore[arg-type]
         thread.join()
+
+
+def test_the_key_share_that_early_data_begins_with(lab: Lab) -> None:
+    """A post-quantum share, which OpenSSL likes best, does not fit into one segment; the book's own choice does."""
+    sizes = {}
+    with EarlyDataServer(lab.server, port=0) as server:
+        for group in ("prime256v1", None):
+            client = EarlyDataClient(lab.client, server, group=group)
+            client.fetch()
+            assert client.fetch().facts["early_data_accepted"]
+            sizes[group] = len(client.last_flight)
+        with pytest.raises(InvalidValue, match="'P-999'"):
+            EarlyDataClient(lab.client, server, group="P-999")
+    assert sizes["prime256v1"] < 1000 < 1500 < sizes[None]
