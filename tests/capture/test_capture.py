@@ -58,8 +58,8 @@ def test_each_frame_is_seen_sent_and_received(lab: Lab) -> None:
         assert {transit.source, transit.destination} == {"client", "server"}
         assert transit.sent_ns is not None
         assert transit.received_ns is not None
-        # Half the RTT of 10 ms, and never less. How much more it is, is for `labkit bench`: a busy machine is late.
-        assert transit.received_ns - transit.sent_ns >= 5_000_000
+        # Half the RTT of 10 ms, and never less; the bound above is for a machine that is busy.
+        assert 5_000_000 <= transit.received_ns - transit.sent_ns < 40_000_000
     stamps = [frame.time_ns for frame in capture.frames]
     assert stamps == sorted(stamps)
     assert [packet.sniffed_on for packet in capture.packets] == [transit.source for transit in transits]

@@ -64,7 +64,8 @@ def finished(lab: Lab) -> Race:
 def test_measured_is_theory(finished: Race, name: str) -> None:
     measured = finished[name]
     assert measured.whole_rtts == variant(name).theory_rtts == measured.theory_rtts
-    assert PHASES[name] in [run.timeline.whole_rtts() for run in measured.runs]
+    fewest = min((run.timeline.whole_rtts() for run in measured.runs), key=lambda counts: sum(counts.values()))
+    assert fewest == PHASES[name]
     assert len(measured.runs) == 3
     for run in measured.runs:
         assert math.isclose(sum(run.phases_rtts.values()), run.rtts)
