@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         LabUnavailable,
         MeasurementFailed,
         NameTaken,
+        NotAvailableHere,
         NotReady,
         ProgramNotFound,
     )
@@ -45,6 +46,7 @@ _HOME = {
     "Link": "labkit.network.link",
     "MeasurementFailed": "labkit.errors",
     "NameTaken": "labkit.errors",
+    "NotAvailableHere": "labkit.errors",
     "NotReady": "labkit.errors",
     "ProgramNotFound": "labkit.errors",
     "Rule": "labkit.network.link",
@@ -61,6 +63,7 @@ __all__ = [
     "Link",
     "MeasurementFailed",
     "NameTaken",
+    "NotAvailableHere",
     "NotReady",
     "ProgramNotFound",
     "Rule",

@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     section.add_argument("id", help="for instance patterns.polling")
     section.add_argument("--minutes", type=int, default=20, help="how long it takes a reader (20)")
     section.set_defaults(command=_new_section)
+    recording = commands.add_parser("record", help="record what machines of a lower tier will show")
+    recording.add_argument("id", nargs="*", help='sections, for instance https.tfo, or "race"; all by default')
+    recording.set_defaults(command=_record)
     kept = commands.add_parser("progress", help="take your progress to another machine and back")
     way = kept.add_mutually_exclusive_group()
     way.add_argument("--export", type=Path, metavar="FILE", help="write a copy of it")
@@ -122,6 +125,16 @@ def _new_section(options: argparse.Namespace) -> int:
     from labkit.learn.new_section import new_section
 
     for path in new_section(options.id, minutes=options.minutes):
+        print(path)
+    return 0
+
+
+def _record(options: argparse.Namespace) -> int:
+    from labkit.learn.new_section import CHECKOUT
+    from labkit.learn.overview import overview
+    from labkit.learn.recording import record
+
+    for path in record(overview().book, CHECKOUT, options.id):
         print(path)
     return 0
 

@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.lab import TIERS, Lab
+from labkit.lab import Lab
 from labkit.network.support import why_unavailable
+from labkit.network.tiers import LOOPBACK, TIERS, forced
 
 OLDEST_PYTHON = (3, 11)
 PROGRAMS = {
@@ -22,6 +23,8 @@ PROGRAMS = {
     "tshark": "opens saved captures on the command line (Wireshark does with windows)",
 }
 
+LIFT = "unset LABKIT_TIER"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -29,7 +32,8 @@ class Check:
 
     Attributes:
         name: what.
-        state: "ok", "missing" (something does not work without it) or "optional" (a cell or two go without it).
+        state: "ok", "missing" (something does not work without it), "lower" (the tier is lower for it, and recorded
+            runs stand in) or "optional" (a cell or two go without it).
         found: what is there.
         mend: the command or setting that would mend it, "" where nothing is to mend.
     """
@@ -45,7 +49,7 @@ class Report:
     """A doctor's report.
 
     Attributes:
-        tier: "kernel", "kernel, fixed sysctls" or "unavailable".
+        tier: of labkit.network.tiers.TIERS, or "unavailable".
         live: what is live in this tier, in words.
         checks: what was looked at.
     """
@@ -60,7 +64,7 @@ class Report:
         return all(check.state != "missing" for check in self.checks)
 
     def __str__(self) -> str:
-        marks = {"ok": "ok     ", "missing": "MISSING", "optional": "without"}
+        marks = {"ok": "ok     ", "missing": "MISSING", "lower": "LOWER  ", "optional": "without"}
         lines = [f"tier: {self.tier} — {self.live}", ""]
         for check in self.checks:
             lines.append(f"  {marks[check.state]}  {check.name}: {check.found}")
@@ -91,7 +95,7 @@ def doctor() -> Report:
     tier, lab_checks = _lab()
     checks += lab_checks
     checks += [_program(name, use) for name, use in PROGRAMS.items()]
-    return Report(tier, TIERS[tier], tuple(checks))
+    return Report(tier, TIERS.get(tier, "no lab can be opened"), tuple(checks))
 
 
 def _python() -> Check:
@@ -124,15 +128,21 @@ def _lab() -> tuple[str, list[Check]]:
     """Open a lab, and see what the kernel refuses."""
     try:
         with Lab(rtt_ms=0) as lab:
-            refused, tier, ip6 = dict(lab.refused), lab.tier, lab.hosts["client"].ip6
+            refused, tier, ip6, why_lower = dict(lab.refused), lab.tier, lab.hosts["client"].ip6, lab.why_lower
     except LabError as exc:
-        cause, way_out = why_unavailable()
-        return "unavailable", [Check("lab", "missing", str(exc) or cause, way_out)]
+        return "unavailable", [Check("lab", "missing", str(exc), LIFT if forced() else why_unavailable()[1])]
+    if tier == LOOPBACK:
+        if forced():
+            return tier, [Check("lab", "lower", f"hosts are sockets on 127.0.0.1: {why_lower}", LIFT)]
+        cause, _, way_out = why_lower.removeprefix("No lab here: ").partition(" Way out: ")
+        return tier, [Check("lab", "lower", f"hosts are sockets on 127.0.0.1: {cause}", way_out.rstrip("."))]
     checks = [Check("lab", "ok", f"hosts in namespaces of their own, as {_who()}")]
     sysctls = sorted(name for name in refused if name.startswith("net."))
     if sysctls:
-        mend = "in Docker: --security-opt systempaths=unconfined; elsewhere mount /proc/sys writable"
-        checks.append(Check("kernel settings", "missing", f"/proc/sys refuses {', '.join(sysctls)}", mend))
+        mend = (
+            LIFT if forced() else "in Docker: --security-opt systempaths=unconfined; elsewhere mount /proc/sys writable"
+        )
+        checks.append(Check("kernel settings", "lower", f"/proc/sys refuses {', '.join(sysctls)}", mend))
     else:
         checks.append(Check("kernel settings", "ok", "each host has its own, and they can be set"))
     if "hosts file" in refused:

@@ -5,6 +5,7 @@
     LabError
     ├── InvalidValue (also ValueError)   an argument that cannot work; nothing was started
     ├── LabUnavailable                   this machine cannot give a lab: the cause and the way out
+    ├── NotAvailableHere                 the lab is there, but its tier cannot do this
     ├── LabClosed                        the lab (or server, or capture) was closed before
     ├── NameTaken                        a host, server or port that is there already
     ├── ProgramNotFound                  host.run / host.start of something that is not on PATH
@@ -28,6 +29,13 @@ class InvalidValue(LabError, ValueError):
 
 class LabUnavailable(LabError):
     """This machine cannot give a lab. The message names the cause and the way out."""
+
+
+class NotAvailableHere(LabError):
+    """This lab's tier cannot do this. A notebook shows the message alone, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [f"Not available here: {self}"]
 
 
 class LabClosed(LabError):

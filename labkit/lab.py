@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from labkit.errors import InvalidValue, NameTaken
+from labkit.errors import InvalidValue, LabUnavailable, NameTaken
 from labkit.network.host import Host
+from labkit.network.isolation import Isolation
 from labkit.network.link import Link
 from labkit.network.network import Network
-from labkit.network.ring import ETH_P_ALL, Ring
+from labkit.network.tiers import FIXED, KERNEL, LOOPBACK, TIERS, allows, forced
 
 if TYPE_CHECKING:
     from labkit.capture.capture import Capture
     from labkit.servers.authority import Authority
 
-
-# What is live in each tier.
-TIERS = {
-    "kernel": "everything in this book runs live",
-    "kernel, fixed sysctls": "everything runs live but what needs a kernel setting: a TFO server, queue limits",
-    "unavailable": "this machine gives no lab yet",
-}
+T = TypeVar("T")
 
 
 class Lab(Network):
-    """A small network on this machine's kernel: `client` and `server`, and any further hosts.
+    """A small network on this machine: `client` and `server`, and any further hosts.
 
     ::
 
@@ -45,9 +40,15 @@ class Lab(Network):
         seed: for every random decision of the wire, so that an experiment with loss can be repeated.
         name: opening a second lab of this name closes the first, so that a cell can be run twice.
 
+    The hosts are network namespaces of this machine's kernel where it gives them, else names for sockets on 127.0.0.1:
+    see ``lab.tier``, labkit.network.tiers and `labkit doctor`. The variable LABKIT_TIER asks for a lower tier.
+
+    Attributes:
+        why_lower: on the tier "loopback" the reason for which there are no namespaces, and the way out; else "".
+
     Raises:
         InvalidValue, NameTaken: a value that cannot be; nothing was started.
-        LabUnavailable: this machine gives no lab; the message says why and what would.
+        LabUnavailable: LABKIT_TIER asks for more than this machine gives.
     """
 
     def __init__(
@@ -72,7 +73,24 @@ class Lab(Network):
             if host in links:
                 raise NameTaken(f"host {host!r} is there already: choose another name, or change it with set_link")
             links[host] = link
-        super().__init__(links, seed=seed, name=name)
+        wanted = forced()
+        self.why_lower = ""
+        if wanted == LOOPBACK:
+            self.why_lower = "LABKIT_TIER asks for it"
+            self._open_on_loopback(links, seed, name)
+        else:
+            engine = partial(Isolation, fixed_sysctls=wanted == FIXED)
+            try:
+                super().__init__(links, seed=seed, name=name, engine=engine)
+            except LabUnavailable as exc:
+                if wanted is not None:
+                    raise
+                self.why_lower = str(exc)
+                self._open_on_loopback(links, seed, name)
+        if wanted == KERNEL and self.tier != KERNEL:
+            self.close()
+            refused = ", ".join(sorted(self.refused))
+            raise LabUnavailable(f"LABKIT_TIER asks for {wanted!r}, and this machine refuses {refused}: labkit doctor")
         try:
             self.keylog_path.touch(mode=0o600)
         except BaseException:
@@ -84,13 +102,42 @@ class Lab(Network):
         hosts = ", ".join(f"{host.fqdn} {host.ip}" for host in self.hosts.values())
         state = "closed" if self.closed else f"tier {self.tier}"
         rtt = self.hosts["client"].link.rtt_ms if "client" in self.hosts else 0
-        return f"<Lab {hosts}, RTT {rtt:g} ms, {state}>"
+        told = f"<Lab {hosts}, RTT {rtt:g} ms, {state}>"
+        return told if self.tier == KERNEL else f"{told}\nTier {self.tier!r}: {TIERS[self.tier]}."
 
-    @property
-    def tier(self) -> str:
-        """What this machine lets a lab do: a name of TIERS."""
-        fixed = any(name.startswith("net.") for name in self.refused)
-        return "kernel, fixed sysctls" if fixed else "kernel"
+    def _open_on_loopback(self, links: Mapping[str, Link], seed: int, name: str | None) -> None:
+        from labkit.loopback.engine import Loopback
+
+        super().__init__(links, seed=seed, name=name, engine=Loopback)
+
+    def can(self, need: str) -> bool:
+        """Whether this lab's tier has what a lesson needs: "kernel" or "sysctls". Raises InvalidValue for another."""
+        return allows(self.tier, need)
+
+    def live_or_recorded(self, key: str, function: Callable[..., T], *args: Any, needs: str = "kernel") -> T:
+        """Make a run here; where this lab's tier cannot, give the recorded one.
+
+        Args:
+            key: the section's id and a name, "https.basics/a lost request": under it the run is recorded.
+            function: makes the run. What it returns can be recorded: captures, counters, numbers, texts, and lists,
+                tuples and dictionaries of them. A recorded capture's ``tier`` says that it is one.
+            args: for the function.
+            needs: what the run needs, "kernel" or "sysctls", see ``can``.
+
+        Raises:
+            NotAvailableHere: this tier cannot make the run, and it was not recorded.
+            InvalidValue: a key or a need that cannot be. What the function raises.
+        """
+        from labkit.recorded import check_key, keep, recall, recording_to
+
+        check_key(key)
+        if not self.can(needs):
+            value: T = recall(key, tier=self.tier)
+            return value
+        value = function(*args)
+        if (folder := recording_to()) is not None:
+            keep(key, value, folder)
+        return value
 
     @property
     def rtt_ms(self) -> float:
@@ -126,21 +173,14 @@ class Lab(Network):
         Raises:
             InvalidValue: no such host. LabClosed.
         """
-        from labkit.capture.capture import RING_BYTES, Capture
+        from labkit.capture.capture import Capture
 
         self.check_open()
-        everything = socket.htons(ETH_P_ALL)
-        if at == "wire":
-            packet_socket = self.open_wire_socket(socket.AF_PACKET, socket.SOCK_RAW, everything)
-            place = "wire"
-        else:
-            host = at if isinstance(at, Host) else self[at]
-            packet_socket = host.socket(socket.AF_PACKET, socket.SOCK_RAW, everything)
-            place = host.name
+        host = None if at == "wire" else at.name if isinstance(at, Host) else self[at].name
         capture = Capture(
-            Ring(packet_socket, size_bytes=RING_BYTES),
+            self.engine.tap(host),
             links={host.interface_index: host.name for host in self.hosts.values()},
-            at=place,
+            at=host or "wire",
             hosts={host.number: host.name for host in self.hosts.values()},
             secrets=self.keylog_path.read_text,
             settle=lambda: self.closed or self.wire.settle(),
@@ -148,3 +188,15 @@ class Lab(Network):
         )
         self.register(capture)
         return capture
+
+
+def tier_here() -> str:
+    """The tier of the labs of this process: found once, by opening one."""
+    return _tier_with(os.environ.get("LABKIT_TIER", ""))
+
+
+@cache
+def _tier_with(forced: str) -> str:
+    lab = Lab(rtt_ms=0)
+    lab.close()
+    return lab.tier

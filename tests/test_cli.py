@@ -55,7 +55,7 @@ def test_race_as_json(labkit: Any) -> None:
     plain = json.loads(done.stdout)
     assert set(plain) == {"tier", "rtt_ms", "variants"}
     (quic,) = plain["variants"]
-    assert set(quic) == {"name", "theory_rtts", "measured_rtts", "runs", "phases_rtts", "proof"}
+    assert set(quic) == {"name", "tier", "theory_rtts", "measured_rtts", "runs", "phases_rtts", "proof"}
     assert (quic["name"], quic["theory_rtts"], len(quic["runs"])) == ("quic", 2, 1)
 
 
@@ -113,31 +113,33 @@ def rehearsal() -> None:
 
 
 @pytest.mark.usefixtures("rehearsal")
-def test_a_claim_that_does_not_hold_is_told(labkit: Any) -> None:
-    """A machine that fixes the sysctls has no Fast Open server."""
+def test_a_machine_that_fixes_the_sysctls(labkit: Any) -> None:
+    """It has no Fast Open server: that variant is a recorded one, and said to be."""
     prefix = ("unshare", "-Urm", "sh", "-c", FIXED, "sh")
     done = labkit(*SHORT, "--variant", "tfo", "--variant", "tcp", prefix=prefix)
-    assert done.returncode == 1
+    assert done.returncode == 0, done.stderr
     _, tfo, tcp = done.stdout.splitlines()
-    assert tfo.endswith("NOT PROVEN by its packets")
-    assert int(float(tfo.split()[2]) + 0.05) == 2
-    assert "NOT PROVEN" not in tcp
+    assert "(recorded, Linux" in tfo
+    assert "recorded" not in tcp
     done = labkit("doctor", "--json", prefix=prefix)
-    assert done.returncode == 1
+    assert done.returncode == 0
     report = json.loads(done.stdout)
-    assert (report["tier"], report["healthy"]) == ("kernel, fixed sysctls", False)
-    (missing,) = [check for check in report["checks"] if check["state"] == "missing"]
-    assert "net.ipv4.tcp_fastopen" in missing["found"]
-    assert "--security-opt systempaths=unconfined" in missing["mend"]
+    assert (report["tier"], report["healthy"]) == ("kernel, fixed sysctls", True)
+    (lower,) = [check for check in report["checks"] if check["state"] == "lower"]
+    assert "net.ipv4.tcp_fastopen" in lower["found"]
+    assert "--security-opt systempaths=unconfined" in lower["mend"]
 
 
 @pytest.mark.usefixtures("rehearsal")
-@pytest.mark.parametrize("command", ["race", "doctor", "bench"])
-def test_a_machine_that_gives_no_lab(labkit: Any, command: str) -> None:
-    done = labkit(command, prefix=("unshare", "-Ur", "sh", "-c", NONE, "sh"))
-    assert done.returncode == 1
-    assert "sudo sysctl -w user.max_user_namespaces=" in (done.stdout if command == "doctor" else done.stderr)
-    assert ("tier: unavailable" in done.stdout) == (command == "doctor")
+def test_a_machine_without_namespaces(labkit: Any) -> None:
+    prefix = ("unshare", "-Ur", "sh", "-c", NONE, "sh")
+    done = labkit("doctor", prefix=prefix)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("tier: loopback — ")
+    assert "→ an administrator turns them on with: sudo sysctl -w user.max_user_namespaces=" in done.stdout
+    done = labkit(*SHORT, "--variant", "tls1.3", prefix=prefix)
+    assert done.returncode == 0, done.stderr
+    assert "tls 1." in done.stdout
 
 
 def test_doctor(labkit: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 import labkit
 from labkit.doctor import PROGRAMS, Check, Report, doctor
-from labkit.lab import TIERS
+from labkit.network.tiers import SHORT_NAMES, TIERS
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_what_it_says_of_this_machine(report: Report) -> None:
 
 def test_what_is_missing_has_a_mend(report: Report) -> None:
     for check in report.checks:
-        assert check.state in ("ok", "missing", "optional")
+        assert check.state in ("ok", "missing", "lower", "optional")
         assert bool(check.mend) == (check.state != "ok")
         assert check.found
 
@@ -75,6 +75,23 @@ def test_health() -> None:
     assert not unwell.healthy
     assert "MISSING  c: not found\n           → get c" in str(unwell)
     assert "without  b: not found\n           → get b" in str(unwell)
+
+
+@pytest.mark.parametrize("tier", ["fixed-sysctls", "loopback"])
+def test_a_lower_tier_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, tier: str) -> None:
+    monkeypatch.setenv("LABKIT_TIER", tier)
+    report = doctor()
+    assert report.tier == SHORT_NAMES[tier]
+    (lower,) = [check for check in report.checks if check.state == "lower"]
+    assert lower.mend == "unset LABKIT_TIER"
+    assert report.healthy
+    assert "LOWER" in str(report)
+
+
+def test_a_tier_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_TIER", "best")
+    with pytest.raises(labkit.InvalidValue, match="LABKIT_TIER='best': one of kernel, fixed-sysctls, loopback"):
+        labkit.Lab()
 
 
 def test_a_path_without_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

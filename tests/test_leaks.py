@@ -112,7 +112,7 @@ daemons = lab.server.start(["sh", "-c", "setsid sh -c 'setsid sleep 1000 & sleep
 while daemons.stdout != "started\\n":
     pass
 """
-REPORT = "print(json.dumps([str(lab.directory), lab.helper_pid, lab.guardian_pid]), flush=True)\n"
+REPORT = "print(json.dumps([str(lab.directory), lab.engine.helper_pid, lab.engine.first_pid]), flush=True)\n"
 
 
 def start_busy(python: Start, then: str = "sys.stdin.read()") -> tuple[subprocess.Popen[str], Path, int, int]:
@@ -185,9 +185,12 @@ def test_a_lab_whose_process_is_killed_says_so(processes_of: Processes, victim: 
     program = lab.client.start(["sleep", "1000"])
     capture = lab.capture()
     pids = processes_of(lab.directory)
-    (wire,) = {pid for pid, words in pids.items() if "sleep" not in words} - {lab.helper_pid, lab.guardian_pid}
-    os.kill({"helper": lab.helper_pid, "guardian": lab.guardian_pid, "wire": wire}[victim], signal.SIGKILL)
-    assert gone([lab.helper_pid])
+    (wire,) = {pid for pid, words in pids.items() if "sleep" not in words} - {
+        lab.engine.helper_pid,
+        lab.engine.first_pid,
+    }
+    os.kill({"helper": lab.engine.helper_pid, "guardian": lab.engine.first_pid, "wire": wire}[victim], signal.SIGKILL)
+    assert gone([lab.engine.helper_pid])
     uses: list[Callable[[], object]] = [
         lab.client.socket,
         lambda: lab.client.run(["true"]),
@@ -210,8 +213,8 @@ def test_a_lab_whose_process_is_killed_says_so(processes_of: Processes, victim: 
 def test_somebody_else_waits_for_the_guardian() -> None:
     """A library that reaps every child, as some process managers do."""
     lab = Lab(rtt_ms=0)
-    os.kill(lab.guardian_pid, signal.SIGKILL)
-    os.waitpid(lab.guardian_pid, 0)
+    os.kill(lab.engine.first_pid, signal.SIGKILL)
+    os.waitpid(lab.engine.first_pid, 0)
     lab.close()
     assert not lab.directory.exists()
 

@@ -1,4 +1,4 @@
-"""Captures as pcapng files, which Wireshark opens decrypted because the session's secrets are inside.
+"""Captures as pcapng files, which Wireshark opens decrypted because the session's secrets are inside, and back.
 
 Written here with ``struct``: of the two ready-made writers, scapy's has neither nanoseconds nor secrets, and
 python-pcapng 2.1 has no Decryption Secrets Block.
@@ -8,6 +8,7 @@ Source: draft-ietf-opsawg-pcapng (blocks in section 4; the section numbers below
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from labkit.capture.frames import Frame
+from labkit.errors import InvalidValue
 
 _SECTION, _INTERFACE, _PACKET, _SECRETS = 0x0A0D0D0A, 1, 6, 10
 _BYTE_ORDER_MAGIC, _ETHERNET, _TLS_KEY_LOG = 0x1A2B3C4D, 1, 0x544C534B
@@ -34,7 +36,7 @@ def write_pcapng(
     """Write frames as pcapng.
 
     Args:
-        target: path, or a file open for writing bytes (it stays open).
+        target: path, compressed where it ends in ".gz", or a file open for writing bytes (it stays open).
         frames: in time order.
         secrets_text: key log (NSS format); "" writes none.
         arrivals: write a packet's arrival too where its sending is in the file. By default each packet is
@@ -54,10 +56,58 @@ def write_pcapng(
     blocks += [_packet(frame, numbers[frame.host]) for frame in chosen]
     content = b"".join(blocks)
     if isinstance(target, (str, os.PathLike)):
-        Path(target).write_bytes(content)
+        compressed = os.fspath(target).endswith(".gz")
+        # No time stamp inside, so that the same frames give the same file.
+        Path(target).write_bytes(gzip.compress(content, mtime=0) if compressed else content)
     else:
         target.write(content)
     return len(chosen)
+
+
+def read_pcapng(path: str | os.PathLike[str]) -> tuple[list[Frame], str]:
+    """Read what ``write_pcapng`` has written, "arrivals" included.
+
+    Args:
+        path: of the file; compressed where it ends in ".gz".
+
+    Returns:
+        the frames and the secrets. Raises OSError; InvalidValue for a file that is not from here.
+    """
+    content = Path(path).read_bytes()
+    if os.fspath(path).endswith(".gz"):
+        content = gzip.decompress(content)
+    if content[8:12] != struct.pack("<I", _BYTE_ORDER_MAGIC):
+        raise InvalidValue(f"{os.fspath(path)!r} is no pcapng file of labkit's: write it with capture.save()")
+    frames: list[Frame] = []
+    hosts: list[str] = []
+    secrets = ""
+    at = 0
+    while at < len(content):
+        kind, length = struct.unpack_from("<II", content, at)
+        body = content[at + 8 : at + length - 4]
+        if kind == _INTERFACE:
+            hosts.append(_option(body[8:], _OPTION_NAME).decode())
+        elif kind == _SECRETS:
+            size = struct.unpack_from("<I", body, 4)[0]
+            secrets += body[8 : 8 + size].decode()
+        elif kind == _PACKET:
+            interface, high, low, captured, size = struct.unpack_from("<IIIII", body)
+            flags = int.from_bytes(_option(body[20 + len(_padded(bytes(captured))) :], _OPTION_FLAGS), "little")
+            data = body[20 : 20 + captured]
+            frames.append(Frame(high << 32 | low, data, hosts[interface], flags & 3 == _OUTBOUND, size))
+        at += length
+    return frames, secrets
+
+
+def _option(options: bytes, wanted: int) -> bytes:
+    """The value of an option, b"" where it is not there."""
+    at = 0
+    while at + 4 <= len(options):
+        code, size = struct.unpack_from("<HH", options, at)
+        if code == wanted:
+            return options[at + 4 : at + 4 + size]
+        at += 4 + size + -size % 4
+    return b""
 
 
 def _first_appearances(frames: Iterable[Frame]) -> list[Frame]:

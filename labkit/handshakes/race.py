@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from labkit.capture.captured import Captured
 from labkit.capture.dissect import dissect
 from labkit.capture.keylog import KeyLog
 from labkit.errors import InvalidValue, MeasurementFailed
 from labkit.handshakes.clients import client_for, server_for
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
 from labkit.handshakes.variants import VARIANTS, Variant, variant
+from labkit.network.host import Counters
 
 if TYPE_CHECKING:
-    from labkit.capture.capture import Capture
     from labkit.capture.ladder import Ladder
     from labkit.lab import Lab
 
@@ -50,8 +51,8 @@ class Measurement:
 
     Attributes:
         variant: what was measured.
-        rtt_ms: round-trip time of the lab, milliseconds.
-        tier: tier of the lab (see `labkit doctor`).
+        rtt_ms: round-trip time of the lab that it was made on, milliseconds.
+        tier: tier of the lab (see `labkit doctor`), or where and when it was recorded.
         runs: the requests, the warm-up left out.
         counters: kernel counters that the runs moved, of those that matter, by host.
         capture: the packets of all of them, warm-up included.
@@ -62,7 +63,7 @@ class Measurement:
     tier: str
     runs: tuple[Run, ...]
     counters: dict[str, dict[str, int]] = field(repr=False)
-    capture: Capture = field(repr=False)
+    capture: Captured = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -114,6 +115,7 @@ class Measurement:
         """Plain data, as ``labkit race --json`` prints it."""
         return {
             "name": self.name,
+            "tier": self.tier,
             "theory_rtts": self.theory_rtts,
             "measured_rtts": round(self.measured_rtts, 3),
             "runs": [round(run.rtts, 3) for run in self.runs],
@@ -147,6 +149,7 @@ class Race:
         for m in self.measurements:
             phases = "  ".join(f"{name} {value:.2f}" for name, value in m.phases_rtts.items())
             doubt = "" if m.proof["holds"] else "   NOT PROVEN by its packets"
+            doubt += f"   ({m.tier})" if m.tier != self.tier else ""
             lines.append(f"{m.name:<19}{m.theory_rtts:>7g}{m.measured_rtts:>10.2f}{'':4}{phases}{doubt}")
         return "\n".join(lines)
 
@@ -196,6 +199,8 @@ def measure(lab: Lab, name: str, *, runs: int = 3) -> Measurement:
         name: of the variant.
         runs: requests that count.
 
+    A variant with Fast Open is the recorded one where the lab's tier cannot make it; its ``tier`` says so.
+
     Raises:
         InvalidValue: an unknown variant, a number of runs below 1, or a lab without delay.
         MeasurementFailed: the packets hold no request and response.
@@ -206,32 +211,49 @@ def measure(lab: Lab, name: str, *, runs: int = 3) -> Measurement:
     rtt_ms = _rtt_ms(lab)
     if rtt_ms <= 0:
         raise InvalidValue(f"rtt_ms={rtt_ms:g}: round trips are counted in units of the RTT, so give the lab one")
+
+    def live() -> dict[str, Any]:
+        return _fetch(lab, chosen, runs)
+
+    # Fast Open is a kernel's, and the server's end of it needs a setting.
+    made = lab.live_or_recorded(f"race/{name}", live, needs="sysctls") if chosen.fast_open else live()
+    capture: Captured = made["capture"]
+    packets = dissect(capture.transits, KeyLog.parse(capture.secrets))
+    mine = tuple(made["server"])
+    groups = [group for group in connections(packets) if (group[0].flow.server, group[0].flow.server_port) == mine]
+    # Connections that were cut off before, by an interrupt for instance, may still send their last packets.
+    fetched = [timeline(group) for group in groups if begins(group[0])]
+    if len(fetched) != made["runs"] + 1:
+        raise MeasurementFailed(
+            f"{made['runs'] + 1} requests of {name!r} made {len(fetched)} connections: look at the capture's ladder"
+        )
+    results = tuple(_run(chosen, line, made["rtt_ms"]) for line in fetched[1:])
+    return Measurement(chosen, made["rtt_ms"], capture.tier, results, made["counters"], capture)
+
+
+def _fetch(lab: Lab, chosen: Variant, runs: int) -> dict[str, Any]:
+    """Make the requests. Returns what their analysis needs, as values that can be recorded."""
     hosts = {"client": lab.client, "server": lab.server}
+
+    def counters() -> dict[str, Counters]:
+        return {name: host.counters if lab.can("kernel") else Counters({}) for name, host in hosts.items()}
+
     with server_for(chosen, lab.server) as server, lab.capture() as capture, _no_garbage_collection():
         client = client_for(chosen, lab.client, server)
         client.fetch()
         # From here on, because the kernel may hold a Fast Open cookie from before: then the warm-up uses it, too.
-        before = {host: hosts[host].counters for host in hosts}
+        before = counters()
         for _ in range(runs):
             client.fetch()
     if capture.dropped:
         raise MeasurementFailed(f"the kernel dropped {capture.dropped} frames of the capture: try again")
-    after = {host: hosts[host].counters for host in hosts}
-    counters = {
+    after = counters()
+    moved = {
         host: {key: value for key, value in (after[host] - before[host]).changed().items() if "FastOpen" in key}
         for host in hosts
     }
-    packets = dissect(capture.transits, KeyLog.parse(capture.secrets))
-    mine = lab.server.ip, server.port
-    groups = [group for group in connections(packets) if (group[0].flow.server, group[0].flow.server_port) == mine]
-    # Connections that were cut off before, by an interrupt for instance, may still send their last packets.
-    fetched = [timeline(group) for group in groups if begins(group[0])]
-    if len(fetched) != runs + 1:
-        raise MeasurementFailed(
-            f"{runs + 1} requests of {name!r} made {len(fetched)} connections: look at the capture's ladder"
-        )
-    results = tuple(_run(chosen, line, rtt_ms) for line in fetched[1:])
-    return Measurement(chosen, rtt_ms, lab.tier, results, counters, capture)
+    server_at = lab.server.ip, server.port
+    return {"capture": capture, "counters": moved, "server": server_at, "rtt_ms": _rtt_ms(lab), "runs": runs}
 
 
 def _rtt_ms(lab: Lab) -> float:

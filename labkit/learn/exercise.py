@@ -14,8 +14,10 @@ from types import CodeType
 from typing import Any
 
 from labkit.errors import InvalidValue
+from labkit.lab import tier_here
 from labkit.learn.grading import Verdict, check_deadline, judge_apart, judge_here
 from labkit.learn.progress import progress
+from labkit.network.tiers import LOOPBACK, NEEDS, allows
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Exercise:
             behaviour: it runs the answer on a lab and looks at the wire, the kernel and the response. For a function it
             runs in a process of its own, so it must be a function of a module.
         deadline_s: how long judging a function may take, seconds.
+        needs: None, "kernel" or "sysctls": what its lab must have (see ``Lab.can``). Elsewhere it is not judged.
     """
 
     id: str
@@ -54,9 +57,12 @@ class Exercise:
     mistakes: tuple[Mistake, ...]
     judge: Callable[[Any], str | None] = field(repr=False)
     deadline_s: float = 20.0
+    needs: str | None = None
 
     def __post_init__(self) -> None:
         check_deadline(self.deadline_s)
+        if self.needs is not None:
+            allows(LOOPBACK, self.needs)  # InvalidValue
         if len(self.hints) < 2:
             raise InvalidValue(f"exercise {self.id!r} has {len(self.hints)} hint(s): give two or more")
 
@@ -72,6 +78,8 @@ class Exercise:
 
     def check(self, answer: Any) -> Verdict:
         """Judge an answer. Never raises and never hangs, whatever the answer is; a right one is kept as progress."""
+        if self.unavailable:
+            return Verdict("not available here", self.unavailable)
         begun = answer_of(self.starter, self.name)
         if _untouched(answer, begun):
             return Verdict("not attempted", f"change {self.name!r} and run the cell again")
@@ -91,11 +99,23 @@ class Exercise:
             raise InvalidValue(f"hint({number!r}): there are {len(self.hints)}, counted from 1")
         return self.hints[number - 1]
 
+    @property
+    def unavailable(self) -> str:
+        """Why this machine cannot judge it; "" where it can."""
+        tier = tier_here()
+        if self.needs is None or allows(tier, self.needs):
+            return ""
+        return (
+            f"it needs the tier {NEEDS[self.needs]!r}, and this machine's is {tier!r} (labkit doctor). "
+            "Read the task, the hints and the solution"
+        )
+
     def __repr__(self) -> str:
         return f"<Exercise {self.id}: check({self.name}), hint(1) to hint({len(self.hints)}), solution>"
 
     def _repr_html_(self) -> str:
-        return folded(self.hints, self.solution, self.explanation)
+        notice = f"<p>Not available here: {html.escape(self.unavailable)}.</p>" if self.unavailable else ""
+        return notice + folded(self.hints, self.solution, self.explanation)
 
 
 def folded(hints: tuple[str, ...], solution: str, explanation: str) -> str:

@@ -29,10 +29,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from labkit.errors import InvalidValue
+from labkit.errors import InvalidValue, NotAvailableHere
 
-Outcome = Literal["right", "wrong", "not attempted"]
-SYMBOLS: dict[Outcome, str] = {"right": "✓", "wrong": "✗", "not attempted": "○"}
+Outcome = Literal["right", "wrong", "not attempted", "not available here"]
+SYMBOLS: dict[Outcome, str] = {"right": "✓", "wrong": "✗", "not attempted": "○", "not available here": "–"}
+COLOURS: dict[Outcome, str] = {"right": "#009e73", "wrong": "#d55e00"}
 GRACE_S = 3.0  # for the process to start and to end by itself
 MOST_PRINTED = 2000
 
@@ -46,7 +47,7 @@ class Verdict:
     """The outcome of a check.
 
     Attributes:
-        outcome: "right", "wrong" or "not attempted".
+        outcome: "right", "wrong", "not attempted", or "not available here": this machine's tier cannot judge it.
         reason: for the learner: why it is wrong, what was seen, what to do next.
         printed: what the learner's code printed while it was judged.
     """
@@ -63,7 +64,7 @@ class Verdict:
         return text + (f"\nIt printed:\n{self.printed}" if self.printed else "")
 
     def _repr_html_(self) -> str:
-        colour = {"right": "#009e73", "wrong": "#d55e00", "not attempted": "#6b6b6b"}[self.outcome]
+        colour = COLOURS.get(self.outcome, "#6b6b6b")
         printed = f"<p>It printed:</p><pre>{html.escape(self.printed)}</pre>" if self.printed else ""
         return (
             f"<div style='border-left:4px solid {colour};padding:0.2em 0.8em'><b style='color:{colour}'>"
@@ -82,6 +83,8 @@ def judge_here(judge: Callable[[Any], str | None], answer: Any) -> Verdict:
         said = judge(answer)
     except Wrong as exc:
         return Verdict("wrong", str(exc))
+    except NotAvailableHere as exc:
+        return Verdict("not available here", str(exc))
     except Exception as exc:  # a value of a kind that the judge did not think of
         return Verdict("wrong", f"{answer!r} could not be judged: {type(exc).__name__}: {exc}")
     return Verdict("right", said or "")

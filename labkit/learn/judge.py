@@ -14,7 +14,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
-from labkit.errors import LabUnavailable
+from labkit.errors import LabUnavailable, NotAvailableHere
 from labkit.learn.grading import Wrong
 
 
@@ -51,8 +51,8 @@ def _verdict(judge: Any, answer: Any, deadline_s: float) -> dict[str, Any]:
         return {"outcome": "wrong", "reason": str(exc), **(_place(exc.__cause__, answer) if exc.__cause__ else {})}
     except _Late as exc:
         return {"outcome": "wrong", "reason": f"it did not end within {deadline_s:g} s", **_place(exc, answer)}
-    except LabUnavailable as exc:
-        return {"outcome": "not attempted", "reason": f"it cannot be judged here: {exc}"}
+    except (LabUnavailable, NotAvailableHere) as exc:
+        return {"outcome": "not available here", "reason": f"it cannot be judged here: {exc}"}
     except BaseException as exc:
         where = _place(exc, answer)
         if where or isinstance(exc, (SystemExit, TypeError)):  # TypeError: called with other arguments than it takes

@@ -38,7 +38,9 @@ from labkit.network.namespaces import (
     CLONE_NEWUSER,
     MS_BIND,
     MS_PRIVATE,
+    MS_RDONLY,
     MS_REC,
+    MS_REMOUNT,
     end_with_parent,
     keep_network_capabilities,
     map_own_user,
@@ -291,15 +293,19 @@ def hosts_file(directory: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Arguments: descriptor of the control socket, of the wire's, of the notebook's pidfd; directory; seed."""
+    """Arguments: descriptor of the control socket, of the wire's, of the notebook's pidfd; directory; seed; "fixed"
+    to take the right to change kernel settings away, for a rehearsal of machines that do so."""
     control_number, wire_number, notebook = (int(text) for text in sys.argv[1:4])
-    directory, seed = sys.argv[4], int(sys.argv[5])
+    directory, seed, fixed_sysctls = sys.argv[4], int(sys.argv[5]), sys.argv[6] == "fixed"
     for descriptor in (control_number, wire_number, notebook):
         os.set_inheritable(descriptor, False)  # none of the programs' business
     control, wire_control = socket.socket(fileno=control_number), socket.socket(fileno=wire_number)
     os.mkdir(directory, 0o700)
     try:
         enter_namespaces()
+        if fixed_sysctls:
+            mount("/proc/sys", "/proc/sys", MS_BIND)
+            mount("/proc/sys", "/proc/sys", MS_BIND | MS_REMOUNT | MS_RDONLY)
         helper = os.fork()
     except OSError as exc:
         shutil.rmtree(directory, ignore_errors=True)

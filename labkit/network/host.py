@@ -77,9 +77,7 @@ class Host:
 
     def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int:
         """A socket of this host as a bare descriptor, which the caller owns. Raises the kernel's own OSError."""
-        request = {"op": "socket", "host": self.name, "family": int(family), "type": int(kind), "proto": protocol}
-        _, (descriptor,) = self.network.call(request)
-        return descriptor
+        return self.network.open_descriptor(self.name, family, kind, protocol)
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A socket of this host, without entering it. Raises the kernel's own OSError."""

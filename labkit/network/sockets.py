@@ -22,7 +22,7 @@ import contextvars
 import functools
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ FAMILIES = {socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_PACKET", -2), g
 
 # The hosts of the blocks this context is in, innermost last.
 _blocks: contextvars.ContextVar[tuple[Host, ...]] = contextvars.ContextVar("labkit_blocks", default=())
+
+Replacement = tuple[Any, str, Callable[[Any], Any]]
 
 _lock = threading.RLock()  # the collector may end a forgotten lab in the middle of opening another
 _labs_open = 0
@@ -59,10 +61,23 @@ def install() -> None:
     with _lock:
         _labs_open += 1
         if _labs_open == 1:
-            for owner, name, wrap in _REPLACED:
-                original = getattr(owner, name)
-                _originals[owner, name] = vars(owner).get(name)
-                setattr(owner, name, functools.wraps(original)(wrap(original)))
+            _put_in_place(_replaced)
+
+
+def _put_in_place(replacements: Iterable[Replacement]) -> None:
+    for owner, name, wrap in replacements:
+        original = getattr(owner, name)
+        _originals.setdefault((owner, name), vars(owner).get(name))
+        setattr(owner, name, functools.wraps(original)(wrap(original)))
+
+
+def add_layer(replacements: Iterable[Replacement]) -> None:
+    """Replace more functions while a lab is open, above those of this module: owner, name, what wraps the original."""
+    layer = tuple(replacements)
+    with _lock:
+        _replaced.extend(layer)
+        if _labs_open:
+            _put_in_place(layer)
 
 
 def uninstall() -> None:
@@ -198,7 +213,7 @@ def _call_on(blocks: tuple[Host, ...], fn: Callable[..., Any], /, *args: Any, **
         _blocks.reset(token)
 
 
-_REPLACED: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+_replaced: list[Replacement] = [
     (socket.socket, "__init__", _socket_init),
     (socket.socket, "bind", _with_address(0)),
     (socket.socket, "connect", _with_address(0)),
@@ -209,4 +224,4 @@ _REPLACED: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (socket, "gethostbyaddr", _gethostbyaddr),
     (threading.Thread, "start", _thread_start),
     (ThreadPoolExecutor, "submit", _submit),
-)
+]

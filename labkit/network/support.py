@@ -28,7 +28,7 @@ def why_unavailable(failure: OSError | None = None) -> tuple[str, str]:
     """
     if sys.platform != "linux":
         return (
-            f"this is {platform.system()}, and a lab's hosts are Linux network namespaces",
+            f"this is {platform.system()}, and hosts with a kernel's network are Linux network namespaces",
             "run the book on Linux: in a virtual machine, WSL2, a container, or by its Binder link",
         )
     said = f" (the kernel says: {failure.strerror})" if failure else ""
@@ -51,6 +51,11 @@ def why_unavailable(failure: OSError | None = None) -> tuple[str, str]:
         return (
             f"no namespace is left to this user: a limit below user.max_*_namespaces is reached{said}",
             "close other labs and containers, or raise it with: sudo sysctl -w user.max_user_namespaces=10000",
+        )
+    if "KUBERNETES_SERVICE_HOST" in os.environ:  # Binder and JupyterHub among others
+        return (
+            f"this cluster's security profile forbids new namespaces{said}",
+            "who runs the cluster can allow them: docs/teachers.md; or run the book on a Linux machine of your own",
         )
     if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
         return (

@@ -31,7 +31,6 @@ from typing import Any
 
 from labkit.network import rpc
 from labkit.network.link import Counts, Link
-from labkit.network.namespaces import set_timer_slack
 from labkit.network.ring import Ring
 
 BATCH = 64
@@ -70,6 +69,14 @@ class Port:
         self.send = packet_socket.send
         self.up = Direction(host, "up", seed)
         self.down = Direction(host, "down", seed)
+
+    def missed(self) -> int:
+        """Frames that this process was too slow to take."""
+        return self.ring.dropped()
+
+    def waiting(self) -> bool:
+        """Whether a frame is there that was not taken yet."""
+        return self.ring.wait(0)
 
 
 class Path:
@@ -168,10 +175,13 @@ class Wire:
             "rules": self.report_rules,
         }
 
+    def plug_in(self, request: dict[str, Any]) -> Port:
+        return Port(request["host"], request["interface"], self.seed)
+
     # What the notebook asks for.
 
     def attach(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
-        port = Port(request["host"], request["interface"], self.seed)
+        port = self.plug_in(request)
         number = request["number"]
         for other_number, other in self.ports.items():
             self.paths[number, other_number] = Path(port, other)
@@ -191,12 +201,12 @@ class Wire:
 
     def report_counts(self, *_: object) -> tuple[rpc.Reply, list[int]]:
         for port in self.ports.values():
-            port.up.counts.missed = port.ring.dropped()
+            port.up.counts.missed = port.missed()
         links = {
             port.host: {"up": asdict(port.up.counts), "down": asdict(port.down.counts)} for port in self.ports.values()
         }
         in_flight = len(self.overtaking) + sum(len(path.queue) for path in self.paths.values())
-        in_flight += sum(port.ring.wait(0) for port in self.ports.values())
+        in_flight += sum(port.waiting() for port in self.ports.values())
         return {"links": links, "in_flight": in_flight}, []
 
     def add_rule(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
@@ -239,8 +249,11 @@ class Wire:
             else:
                 self.decide(path, data, entered)
 
-    def decide(self, path: Path, data: bytes, entered_ns: int) -> None:
-        """The fate of a frame on a path with faults, in the order in which it meets them."""
+    def decide(self, path: Path, data: bytes, entered_ns: int, *, lossless: bool = False) -> None:
+        """The fate of a frame on a path with faults, in the order in which it meets them.
+
+        `lossless` leaves out what only a protocol that repairs it could bear: loss, full queues, copies, overtaking.
+        """
         up, down = path.source.up, path.destination.down
         extra_ns, copies, overtakes = 0, 1, False
         if self.rules:
@@ -251,27 +264,28 @@ class Wire:
                         up.counts.ruled_out += copies
                         return
                     if rule.action == "duplicate":
-                        copies += 1
-                        up.counts.duplicated += 1
+                        if not lossless:
+                            copies += 1
+                            up.counts.duplicated += 1
                     else:
                         extra_ns += rule.delay_ns
-                        overtakes = True
+                        overtakes = not lossless
         due = entered_ns
         for direction in (up, down):
             link, chance = direction.link, direction.random.random
-            if link.loss and chance() < link.loss:
+            if link.loss and not lossless and chance() < link.loss:
                 direction.counts.lost += copies
                 return
             if link.rate_mbps is not None:
                 start = max(due, direction.free_at_ns)
-                if start - due > link.queue_ms * 1_000_000:
+                if start - due > link.queue_ms * 1_000_000 and not lossless:
                     direction.counts.overflowed += copies
                     return
                 due = direction.free_at_ns = start + round(copies * len(data) * 8_000 / link.rate_mbps)
-            if link.duplicate and chance() < link.duplicate:
+            if link.duplicate and not lossless and chance() < link.duplicate:
                 direction.counts.duplicated += copies
                 copies *= 2
-            if link.reorder and chance() < link.reorder:
+            if link.reorder and not lossless and chance() < link.reorder:
                 direction.counts.reordered += 1
                 overtakes = True
                 continue
@@ -283,7 +297,7 @@ class Wire:
                 self.sequence += 1
                 heapq.heappush(self.overtaking, (due + extra_ns, self.sequence, data, path.destination))
             return
-        path.last_due_ns = due = max(due, path.last_due_ns)
+        path.last_due_ns = due = max(due + extra_ns, path.last_due_ns)
         path.queue.extend([(due, data)] * copies)
 
     def deliver(self) -> int | None:
@@ -352,6 +366,8 @@ class Wire:
 
 def main(control: socket.socket, seed: int) -> None:
     """The whole life of the wire process."""
+    from labkit.network.namespaces import set_timer_slack  # Linux only, and the relay uses this module elsewhere, too
+
     set_timer_slack(1)
     gc.disable()  # frames make no cycles, and a collection would hold packets up
     wire = Wire(control, seed)

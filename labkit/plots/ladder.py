@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.axes import Axes
 
 from labkit.plots.picture import Picture
-from labkit.plots.style import COLOURS, GREY, INK, SIZE, VERMILION, add_note, new_figure, set_title
+from labkit.plots.style import COLOURS, GREY, INK, SIZE, VERMILION, add_note, new_figure, origin, set_title
 
 if TYPE_CHECKING:
     from labkit.capture.ladder import Ladder, Row
@@ -61,8 +61,9 @@ def plot_ladder(ladder: Ladder, title: str | None = None, rtt_ms: float | None =
     if ladder.missing:
         notes.append(f"MISSING: {ladder.missing} frames, which the kernel had no room for.")
     notes.append("Not to scale where packets crowd.")
-    tier = f"Captured on this machine, tier: {ladder.tier}. " if ladder.tier else ""
-    add_note(figure, textwrap.fill(tier + " ".join(notes), 125))
+    if ladder.tier:
+        notes.insert(0, origin(ladder.tier))
+    add_note(figure, textwrap.fill(" ".join(notes), 125))
     return Picture(figure, f"{title}. Time–sequence diagram:\n{ladder}")
 
 

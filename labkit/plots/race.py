@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -11,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from labkit.handshakes.variants import variant
 from labkit.network.link import number
 from labkit.plots.picture import Picture
-from labkit.plots.style import BLACK, COLOURS, INK, SIZE, VERMILION, add_note, new_figure, set_title
+from labkit.plots.style import BLACK, COLOURS, INK, SIZE, VERMILION, add_note, new_figure, origin, set_title
 
 if TYPE_CHECKING:
     from labkit.handshakes.race import Race
@@ -42,15 +43,18 @@ def plot_race(race: Race, prediction: Mapping[str, float | None] | None = None) 
     longest = max([longest, *(guesses[m.name] for m in measurements if m.name in guesses)])
     for place, measurement in enumerate(measurements):
         left = 0.0
+        recorded = measurement.tier != race.tier
         for phase, rtts in measurement.phases_rtts.items():
             # A phase that another one covers takes some microseconds: no bar, no legend.
             if rtts > 0.02:
                 label = PHASES[phase] if phase not in shown else None
                 shown.add(phase)
-                axes.barh(place, rtts, left=left, height=0.62, color=COLOURS[phase], label=label, edgecolor="white")
+                (bar,) = axes.barh(place, rtts, 0.62, left, color=COLOURS[phase], label=label, edgecolor="white")
+                bar.set_hatch("///" if recorded else "")
             left += rtts
         doubt = "" if measurement.proof["holds"] else "  not proven"
-        milliseconds = f"{measurement.measured_rtts:.2f} RTT, {measurement.measured_ms:.0f} ms{doubt}"
+        when = "recorded" if recorded else f"{measurement.measured_ms:.0f} ms"
+        milliseconds = f"{measurement.measured_rtts:.2f} RTT, {when}{doubt}"
         end = max(left, measurement.theory_rtts)
         guess = guesses.get(measurement.name, 0.0)
         if end < guess + 0.03 * longest and guess < end + 0.3 * longest:
@@ -85,7 +89,11 @@ def plot_race(race: Race, prediction: Mapping[str, float | None] | None = None) 
     title = _finding(race)
     set_title(axes, title)
     runs = len(measurements[0].runs)
-    add_note(figure, f"Measured on this machine, tier: {race.tier}. From captured packets, median of runs: {runs}.")
+    note = f"{origin(race.tier, 'Measured')} From captured packets, median of runs: {runs}."
+    others = {m.tier: m.rtt_ms for m in measurements if m.tier != race.tier}
+    for tier, rtt_ms in others.items():
+        note += f" Hatched: {tier}, at {rtt_ms:g} ms, not on this machine."
+    add_note(figure, textwrap.fill(note, 125))
     return Picture(figure, f"{title}. " + _in_words(race))
 
 
@@ -130,5 +138,8 @@ def _finding(race: Race) -> str:
 
 
 def _in_words(race: Race) -> str:
-    parts = [f"{m.name} {m.measured_rtts:.2f} (theory {m.theory_rtts:g})" for m in race]
+    parts = [
+        f"{m.name} {m.measured_rtts:.2f} (theory {m.theory_rtts:g}{', ' + m.tier if m.tier != race.tier else ''})"
+        for m in race
+    ]
     return f"Round trips of {race.rtt_ms:g} ms, tier {race.tier}: " + ", ".join(parts) + "."

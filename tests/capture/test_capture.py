@@ -15,7 +15,7 @@ from labkit import Lab, LabClosed
 from labkit.capture import capture as capture_module
 from labkit.capture.capture import Capture
 from labkit.capture.frames import Frame, Transit, pair_frames
-from labkit.network import wire
+from labkit.network import isolation, wire
 from labkit.network.ring import BLOCK_BYTES, SLOTS_PER_BLOCK
 
 
@@ -146,14 +146,14 @@ def test_a_block_whose_helper_was_killed_ends(lab: Lab) -> None:
     capture = lab.capture()
     with pytest.raises(LabClosed), capture:  # noqa: PT012  its end is what raises
         exchange(lab)
-        os.kill(lab.helper_pid, signal.SIGKILL)
+        os.kill(lab.engine.helper_pid, signal.SIGKILL)
     assert capture.closed
     assert len(capture.frames) > 10
 
 
 def test_frames_without_room_are_counted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ring of one block, and nobody who empties it: what fits is there, the rest is said to be missing."""
-    monkeypatch.setattr(capture_module, "RING_BYTES", 1)
+    monkeypatch.setattr(isolation, "CAPTURE_BYTES", 1)
     monkeypatch.setattr(capture_module, "LOOK_EVERY_S", 1000)
     sent = SLOTS_PER_BLOCK + 50
     with lab.capture(at="client") as capture:
@@ -206,7 +206,7 @@ def test_what_fits_into_the_ring_is_complete(lab: Lab, monkeypatch: pytest.Monke
     monkeypatch.setattr(capture_module, "LOOK_EVERY_S", 1000)
     sent = 5000
     assert sent < wire.RING_BYTES // BLOCK_BYTES * SLOTS_PER_BLOCK
-    assert 2 * sent < capture_module.RING_BYTES // BLOCK_BYTES * SLOTS_PER_BLOCK
+    assert 2 * sent < isolation.CAPTURE_BYTES // BLOCK_BYTES * SLOTS_PER_BLOCK
     capture = send_paced(lab, sent)
     assert (capture.dropped, lab.wire.counts["client"]["up"].missed) == (0, 0)
     transits = capture.transits

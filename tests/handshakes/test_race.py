@@ -108,7 +108,7 @@ def test_as_plain_data(finished: Race) -> None:
     assert (plain["tier"], plain["rtt_ms"]) == ("kernel", RTT_MS)
     assert [each["name"] for each in plain["variants"]] == [v.name for v in VARIANTS]
     for each in plain["variants"]:
-        assert set(each) == {"name", "theory_rtts", "measured_rtts", "runs", "phases_rtts", "proof"}
+        assert set(each) == {"name", "tier", "theory_rtts", "measured_rtts", "runs", "phases_rtts", "proof"}
         assert len(each["runs"]) == 3
         assert abs(sum(each["phases_rtts"].values()) - each["measured_rtts"]) < 0.5
         assert set(each["proof"]) == FACTS

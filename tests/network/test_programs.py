@@ -222,7 +222,7 @@ def test_closing_the_lab_ends_a_wait(until: Until) -> None:
     status: list[int] = []
     thread = threading.Thread(target=lambda: status.append(program.wait(60)))
     thread.start()
-    os.kill(lab.helper_pid, signal.SIGKILL)
+    os.kill(lab.engine.helper_pid, signal.SIGKILL)
     thread.join(10)
     assert status == [-signal.SIGKILL]
     lab.close()

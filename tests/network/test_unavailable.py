@@ -1,4 +1,4 @@
-"""Machines that give no lab, or not all of one, rehearsed on this one."""
+"""Machines that give no namespaces, or not all of what belongs to them, rehearsed on this one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ report = {}
 try:
     lab = Lab(rtt_ms=0)
     with lab:
-        report["refused"], report["tier"] = lab.refused, lab.tier
+        report["refused"], report["tier"], report["why_lower"] = lab.refused, lab.tier, lab.why_lower
         with lab.server:
             import socket
             server = socket.create_server(("", 8080))
         with lab.client:
             socket.create_connection(("server.lab", 8080)).close()
         server.close()
-        report["ran"] = lab.client.run(["echo", "ran"]).stdout
+        if lab.can("kernel"):
+            report["ran"] = lab.client.run(["echo", "ran"]).stdout
 except LabUnavailable as exc:
     report["unavailable"] = str(exc)
     exc.__traceback__ = None
@@ -61,16 +62,28 @@ def needs_user_namespaces() -> None:
 def test_no_user_namespaces(python: Start) -> None:
     off = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
     report = rehearse(python, "unshare", "-Ur", "sh", "-c", off, "sh")
-    said = str(report["unavailable"])
+    assert report["tier"] == "loopback"
+    said = str(report["why_lower"])
     assert "user.max_user_namespaces is 0" in said
     assert "sudo sysctl -w user.max_user_namespaces=" in said
 
 
 def test_too_few_network_namespaces(python: Start) -> None:
     few = 'echo 2 > /proc/sys/user/max_net_namespaces; exec "$@"'
-    said = str(rehearse(python, "unshare", "-Ur", "sh", "-c", few, "sh")["unavailable"])
+    said = str(rehearse(python, "unshare", "-Ur", "sh", "-c", few, "sh")["why_lower"])
     assert "No space left on device" in said
     assert "close other labs" in said
+
+
+def test_a_tier_that_this_machine_does_not_give(python: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LABKIT_TIER=kernel asks for it: then a lower one in silence would be wrong."""
+    monkeypatch.setenv("LABKIT_TIER", "kernel")
+    off = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
+    said = str(rehearse(python, "unshare", "-Ur", "sh", "-c", off, "sh")["unavailable"])
+    assert "user.max_user_namespaces is 0" in said
+    fixed = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+    said = str(rehearse(python, "unshare", "-Urm", "sh", "-c", fixed, "sh")["unavailable"])
+    assert "LABKIT_TIER asks for 'kernel', and this machine refuses net." in said
 
 
 def test_fixed_sysctls(python: Start) -> None:

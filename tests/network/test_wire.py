@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from labkit import InvalidValue, Lab, Link
-from labkit.network.ring import ETH_P_ALL, Ring
 
 Until = Callable[..., None]
 
@@ -309,8 +308,8 @@ def test_the_first_syn_ack_is_dropped_and_sent_again(lab: Lab) -> None:
             pass
         # After a second both ends time out: a SYN-ACK for each, or one for both.
         assert rule.acted == 1
-    assert rule.matched in (2, 3)  # it stays readable
-    assert syn_acks(capture) == rule.matched
+    # It stays readable. The capture outlives the rule, and the other end's SYN-ACK may come in between.
+    assert 2 <= rule.matched <= syn_acks(capture) <= 3
     assert syn_acks(capture, delivered=True) == rule.matched - 1
     client, server = (host.counters - then for host, then in zip((lab.client, lab.server), before, strict=True))
     assert client["TcpActiveOpens"] == server["TcpPassiveOpens"] == 1
@@ -433,8 +432,7 @@ def test_conditions_that_cannot_be(lab: Lab, conditions: dict[str, object]) -> N
 def test_an_idle_wire_is_silent() -> None:
     """No ARP, neighbour discovery, MLD or router solicitation: not at the start, and not later."""
     with Lab(rtt_ms=0, hosts=["third"]) as lab:
-        packets = lab.open_wire_socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-        ring = Ring(packets)
+        ring = lab.engine.tap(None)
         try:
             assert not ring.wait(3), [frame.data.hex() for frame in ring.frames(10)]
         finally:

@@ -1,0 +1,123 @@
+"""Frames that were captured, and the views on them: packets, named messages, a table, a ladder, a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.capture.frames import Frame, Transit, pair_frames
+
+if TYPE_CHECKING:
+    from labkit.capture.ladder import Ladder
+    from labkit.capture.messages import Dissected
+
+
+class Captured:
+    """Frames seen at one place of a lab. A live capture is one (see labkit.capture.capture), a recorded one is another.
+
+    Args:
+        frames: at every place they were seen.
+        hosts: host name by the last byte of its MAC address.
+        at: "wire", or the name of the host.
+        tier: tier of the lab, or where and when it was recorded; it stands on every picture.
+        secrets: the session's key log (NSS format).
+    """
+
+    def __init__(
+        self, frames: Sequence[Frame], *, hosts: Mapping[int, str], at: str, tier: str, secrets: str = ""
+    ) -> None:
+        self.at = at
+        self.tier = tier
+        self.hosts = dict(hosts)
+        self._frames = list(frames)
+        self._secrets_read = secrets
+
+    def __repr__(self) -> str:
+        return f"<Captured at {self.at}, {len(self.frames)} frames, tier: {self.tier}>"
+
+    @property
+    def dropped(self) -> int:
+        """Frames that there was no room for. Any but 0 means that the capture has holes."""
+        return 0
+
+    @property
+    def frames(self) -> list[Frame]:
+        """Every frame, at every place it was seen, in the order of the time stamps."""
+        return sorted(self._frames, key=lambda frame: frame.time_ns)
+
+    @property
+    def secrets(self) -> str:
+        """The session's key log (NSS format), as far as it is written."""
+        return self._secrets_read
+
+    @property
+    def transits(self) -> list[Transit]:
+        """Each frame once, with the times of its sending and its arrival, and both hosts' names."""
+        named = []
+        for transit in pair_frames(self.frames):
+            destination = transit.destination or self.hosts.get(transit.data[5], "")
+            source = transit.source or self.hosts.get(transit.data[11], "")
+            named.append(Transit(transit.sent_ns, transit.received_ns, source, destination, transit.data))
+        return named
+
+    @property
+    def packets(self) -> Any:
+        """scapy's packets, a PacketList: each frame once, ``.time`` in seconds, ``.sniffed_on`` the sender's name."""
+        from scapy.layers.inet import TCP  # noqa: F401  IPv4, TCP, UDP are dissected once their module is loaded
+        from scapy.layers.inet6 import IPv6  # noqa: F401
+        from scapy.layers.l2 import Ether
+        from scapy.packet import Packet
+        from scapy.plist import PacketList
+
+        packets: list[Packet] = []
+        for transit in self.transits:
+            packet = Ether(transit.data)
+            packet.time = transit.time_ns / 1e9
+            packet.sniffed_on = transit.source
+            packets.append(packet)
+        return PacketList(packets, name=f"capture at {self.at}")
+
+    @property
+    def messages(self) -> list[Dissected]:
+        """What each packet carries, TLS and QUIC decrypted with the session's own secrets."""
+        from labkit.capture.dissect import dissect
+        from labkit.capture.keylog import KeyLog
+
+        return dissect(self.transits, KeyLog.parse(self.secrets))
+
+    def table(self) -> str:
+        """The packets as a table of text, a line each."""
+        from labkit.capture.ladder import table
+
+        return table(self.messages) + self._holes()
+
+    def ladder(self, hosts: Sequence[str] | None = None, *, acks: bool = False) -> Ladder:
+        """A time–sequence diagram: ``str()`` of it is text, a notebook shows it as a picture.
+
+        Args:
+            hosts: names of the hosts from left to right, by default in the order in which the lab made them.
+            acks: show packets that only acknowledge.
+        """
+        from labkit.capture.ladder import build_ladder
+
+        ladder = build_ladder(self.messages, list(self.hosts.values()) if hosts is None else hosts, acks=acks)
+        return replace(ladder, tier=self.tier, missing=self.dropped)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a pcapng file with the session's secrets inside: Wireshark opens it decrypted.
+
+        Returns:
+            the path. Raises OSError where it cannot be written.
+        """
+        from labkit.capture.pcapng import write_pcapng
+
+        target = Path(path)
+        write_pcapng(target, self.frames, self.secrets)
+        return target
+
+    def _holes(self) -> str:
+        lost = self.dropped
+        return f"\n{lost} frames are missing: the kernel had no room for them.\n" if lost else ""
