@@ -211,12 +211,16 @@ class TapSource:
     Args:
         connection: to the relay; owned by this.
         middle: whether it is the middle of the wire, where what a host sends comes in.
+
+    Raises:
+        LabClosed: the relay has gone.
     """
 
     def __init__(self, connection: Any, middle: bool) -> None:
         self._connection, self._middle = connection, middle
         self._buffer = b""
         self._marks = 0  # asked for and not come; more than one after an interrupt
+        self._record()  # the mark that says that it has begun: what comes now is seen
 
     def frames(self, limit: int) -> Iterator[RingFrame]:
         """Those since the last look. A lab that was closed has no more."""

@@ -164,7 +164,7 @@ class Tap:
 
     def __init__(self, relay: Relay, sock: socket.socket, host: int | None) -> None:
         self.relay, self.sock, self.host = relay, sock, host
-        self.buffer = bytearray()
+        self.buffer = bytearray(MARK)  # it has begun
         relay.watch(sock, self.read)
 
     def read(self) -> None:
