@@ -17,6 +17,7 @@ from labkit.servers.http import HttpServer
 from labkit.servers.http3 import Http3Server
 from labkit.servers.log import Log, LogEntry
 from labkit.servers.messages import Handler, Request, Response
+from labkit.servers.page import Page
 
 __all__ = [
     "Authority",
@@ -26,6 +27,7 @@ __all__ = [
     "HttpServer",
     "Log",
     "LogEntry",
+    "Page",
     "Request",
     "Response",
     "Server",

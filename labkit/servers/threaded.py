@@ -146,12 +146,12 @@ class ThreadedServer(Server):
                 sock.close()
         with self._lock:
             for connection in self._connections.values():
-                _interrupt(connection)
+                interrupt(connection)
             threads = list(self._connections)
         join_all(threads, deadline_s, self)
 
 
-def _interrupt(connection: socket.socket) -> None:
+def interrupt(connection: socket.socket) -> None:
     """Make a thread that waits for this connection go on: it reads the end of the stream."""
     # Not connection.shutdown(), which SSLSocket overrides: it would turn the thread's TLS into plain text.
     with contextlib.suppress(OSError):  # not connected: the client was faster
