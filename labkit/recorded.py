@@ -39,19 +39,19 @@ def check_key(key: object) -> tuple[str, str]:
     return section, name
 
 
-def recall(key: str, *, folder: Path = FOLDER, tier: str = "this one") -> Any:
+def recall(key: str, *, folder: Path | None = None, tier: str = "this one") -> Any:
     """What was recorded under a key.
 
     Args:
         key: as in ``lab.live_or_recorded``.
-        folder: where the recordings lie.
+        folder: where the recordings lie, by default those of the book.
         tier: of the lab that asks, for the message.
 
     Raises:
         NotAvailableHere: nothing was recorded under it.
     """
     section, name = check_key(key)
-    path = folder / section / INDEX
+    path = (folder or FOLDER) / section / INDEX
     index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"values": {}}
     if name not in index["values"]:
         known = ", ".join(repr(other) for other in index["values"]) or "nothing"

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from labkit import Lab
 from labkit.errors import InvalidValue
 from labkit.learn import Exercise, Mistake, Verdict, Wrong, progress
 from labkit.learn.exercise import answer_of
@@ -47,6 +49,40 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Exercise:
 
 def check(exercise: Exercise, source: str) -> Verdict:
     return exercise.check(answer_of(source, exercise.name))
+
+
+@pytest.mark.parametrize("needs", ["kernel", "sysctls"])
+def test_what_this_tier_cannot_judge_is_never_wrong(
+    double: Exercise, monkeypatch: pytest.MonkeyPatch, needs: str
+) -> None:
+    higher = replace(double, needs=needs)
+    assert check(higher, double.solution).outcome == "right"
+    progress().clear()
+    monkeypatch.setenv("LABKIT_TIER", "loopback")
+    for source in (double.starter, double.solution, double.mistakes[0].source):
+        verdict = check(higher, source)
+        assert verdict.outcome == "not available here"
+        assert "this machine's is 'loopback' (labkit doctor)" in verdict.reason
+        assert not verdict
+    assert not progress().is_solved(double.id)
+    assert "Not available here: it needs the tier" in higher._repr_html_()
+    assert "Not available" not in double._repr_html_()
+    with pytest.raises(InvalidValue, match="needs='luck'"):
+        replace(double, needs="luck")
+
+
+def judge_by_counters(answer: Callable[[], int]) -> None:
+    with Lab(rtt_ms=0) as lab:
+        assert lab.client.counters
+    answer()
+
+
+def test_a_judge_that_finds_no_kernel_is_not_available(double: Exercise, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_counters = replace(double, judge=judge_by_counters)
+    monkeypatch.setenv("LABKIT_TIER", "loopback")
+    verdict = check(by_counters, double.solution)
+    assert verdict.outcome == "not available here"
+    assert "cannot be read" in verdict.reason
 
 
 def test_the_three_outcomes(double: Exercise) -> None:
