@@ -183,7 +183,7 @@ class Lab(Network):
             at=host or "wire",
             hosts={host.number: host.name for host in self.hosts.values()},
             secrets=self.keylog_path.read_text,
-            settle=lambda: self.closed or self.wire.settle(),
+            settle=lambda: None if self.closed else self.wire.quiet_since(),
             tier=self.tier,
         )
         self.register(capture)

@@ -102,7 +102,7 @@ def _encode(value: Any, place: Path, stem: str, count: list[int]) -> Any:
     if isinstance(value, Captured):
         count[0] += 1
         file = f"{stem}.{count[0]}.pcapng.gz"
-        write_pcapng(place / file, value.frames, value.secrets, arrivals=True)
+        write_pcapng(place / file, value.frames, _secrets_of(value), arrivals=True)
         return {"capture": file, "at": value.at, "hosts": [[number, name] for number, name in value.hosts.items()]}
     if isinstance(value, Counters):
         return {"counters": dict(value)}
@@ -114,6 +114,19 @@ def _encode(value: Any, place: Path, stem: str, count: list[int]) -> Any:
         items = [_encode(item, place, stem, count) for item in value]
         return {"list" if isinstance(value, list) else "tuple": items}
     raise InvalidValue(f"a {type(value).__name__} cannot be recorded: return captures, counters, numbers and texts")
+
+
+def _secrets_of(captured: Captured) -> str:
+    """The lines of the key log that a capture can need: a session's log grows with each connection.
+
+    QUIC hides the client's random in its Initial packets, so with UDP in it a capture keeps all of them.
+    """
+    ip_protocol = 23
+    if any(frame.data[ip_protocol : ip_protocol + 1] == b"\x11" for frame in captured.frames):
+        return captured.secrets
+    content = b"".join(frame.data for frame in captured.frames)
+    lines = [line for line in captured.secrets.splitlines() if line and not line.startswith("#")]
+    return "".join(f"{line}\n" for line in lines if bytes.fromhex(line.split()[1]) in content)
 
 
 def _decode(value: Any, place: Path, tier: str) -> Any:

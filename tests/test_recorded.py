@@ -11,12 +11,13 @@ import pytest
 
 from labkit import InvalidValue, Lab, NotAvailableHere, recorded
 from labkit.capture.captured import Captured
-from labkit.handshakes import race
+from labkit.handshakes import TlsClient, race
 from labkit.learn import contents
 from labkit.learn.recording import record
 from labkit.network.host import Counters
 from labkit.network.tiers import KERNEL
 from labkit.plots.style import origin
+from labkit.servers import HttpServer
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = sorted(path.parent for path in recorded.FOLDER.glob("*/recording.json"))
@@ -42,7 +43,7 @@ def test_a_value_comes_back_as_it_was(lab: Lab, tmp_path: Path) -> None:
     assert kept.transits == capture.transits
     assert kept.messages == capture.messages
     assert str(kept.ladder()) == str(capture.ladder())
-    assert (kept.secrets, kept.at, kept.hosts) == (capture.secrets, capture.at, capture.hosts)
+    assert (kept.at, kept.hosts) == (capture.at, capture.hosts)
 
 
 def test_a_recorded_capture_says_so_wherever_it_is_shown(lab: Lab, tmp_path: Path) -> None:
@@ -52,6 +53,22 @@ def test_a_recorded_capture_says_so_wherever_it_is_shown(lab: Lab, tmp_path: Pat
     assert kept.tier == f"recorded, {index['kernel']}, {index['date']}"
     assert kept.tier in repr(kept)
     assert origin(kept.ladder().tier) == f"R{kept.tier[1:]}: not on this machine."
+
+
+def test_a_capture_keeps_its_own_secrets(lab: Lab, tmp_path: Path) -> None:
+    """Two TLS connections, one of them captured: the other's secrets stay out of the file."""
+    with HttpServer(lab.server, tls="1.3") as server:
+        client = TlsClient(lab.client, server, version="1.3")
+        client.fetch()
+        with lab.capture() as capture:
+            client.fetch()
+    recorded.keep("t.s/tls", capture, tmp_path)
+    kept = recorded.recall("t.s/tls", folder=tmp_path)
+    randoms = {line.split()[1] for line in kept.secrets.splitlines()}
+    assert len(randoms) == 1
+    assert len({line.split()[1] for line in capture.secrets.splitlines() if not line.startswith("#")}) == 2
+    whats = [packet.what for packet in kept.messages]
+    assert any("GET / HTTP/1.1" in what for what in whats)
 
 
 def test_recording_again_replaces(lab: Lab, tmp_path: Path) -> None:

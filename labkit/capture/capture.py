@@ -39,7 +39,8 @@ class Capture(Captured):
         at: "wire", or the name of the host.
         hosts: host name by the last byte of its MAC address.
         secrets: returns the session's key log, read when somebody looks.
-        settle: waits for the frames that are still on the wire; called at the end of the block.
+        settle: waits for the frames that are still on the wire, and tells since when it has been quiet (CLOCK_REALTIME,
+            ns; None where it never was); called at the end of the block.
         tier: tier of the lab, which stands on every picture.
     """
 
@@ -51,7 +52,7 @@ class Capture(Captured):
         at: str,
         hosts: Mapping[int, str],
         secrets: Callable[[], str],
-        settle: Callable[[], object],
+        settle: Callable[[], int | None],
         tier: str,
     ) -> None:
         super().__init__([], hosts=hosts, at=at, tier=tier)
@@ -86,11 +87,16 @@ class Capture(Captured):
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:
+        quiet_since_ns = None
         try:
             if kind is None:
-                self._settle()
+                quiet_since_ns = self._settle()
         finally:
             self.close()
+        if quiet_since_ns is not None:
+            # The capture ends there: a frame that was sent after it, a late acknowledgment for instance, would be seen
+            # leaving and not arriving, and be taken for a lost one.
+            self._frames = [frame for frame in self._frames if frame.time_ns <= quiet_since_ns]
 
     def __repr__(self) -> str:
         state = "stopped" if self.closed else "running"

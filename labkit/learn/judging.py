@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -66,3 +67,34 @@ def the_request(capture: Capture, port: int = 8443) -> Timeline:
         return timeline(mine[0])
     except MeasurementFailed as exc:
         raise Wrong(str(exc)) from exc
+
+
+def watch_nodelay(context: ssl.SSLContext) -> list[bool]:
+    """Note what each socket says that is wrapped with a context from now on: for a tier where no kernel holds it back.
+
+    Args:
+        context: a client's.
+
+    Returns:
+        a list that fills: whether TCP_NODELAY was on when a connection sent its first bytes over TLS.
+    """
+    noted: list[bool] = []
+
+    class Watched(ssl.SSLSocket):
+        asked = False
+
+        def _ask(self) -> None:
+            if not self.asked:
+                self.asked = True
+                noted.append(bool(self.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)))
+
+        def send(self, *args: Any, **kwargs: Any) -> int:  # sendall comes here, too
+            self._ask()
+            return super().send(*args, **kwargs)
+
+        def write(self, *args: Any, **kwargs: Any) -> int:
+            self._ask()
+            return super().write(*args, **kwargs)
+
+    context.sslsocket_class = Watched
+    return noted

@@ -14,6 +14,7 @@ from labkit.handshakes.phases import steps
 from labkit.learn.exercise import folded
 from labkit.learn.grading import Verdict
 from labkit.learn.progress import progress
+from labkit.plots.style import origin
 
 Column = Literal["round trip", "from", "seq", "what"]
 COLUMNS: tuple[Column, ...] = ("round trip", "from", "seq", "what")
@@ -47,6 +48,7 @@ class HiddenTrace:
         blanks: what to hide, numbered from 1.
         hints: two or more.
         explanation: why the blanks are what they are.
+        tier: of the capture, where it may be a recorded one; it is shown below the trace.
 
     Raises:
         InvalidValue: no packet carries what a blank names.
@@ -60,8 +62,10 @@ class HiddenTrace:
         *,
         hints: tuple[str, ...],
         explanation: str,
+        tier: str = "",
     ) -> None:
         self.id = id
+        self.origin = origin(tier) if tier else ""
         self.blanks = tuple(blanks)
         self.hints = hints
         self.explanation = explanation
@@ -128,9 +132,10 @@ class HiddenTrace:
     def __repr__(self) -> str:
         lines = [HEADINGS, *self._cells()]
         widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-        return "\n".join(
+        table = "\n".join(
             "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         )
+        return f"{table}\n{self.origin}".rstrip()
 
     def _repr_html_(self) -> str:
         rows = [("th", HEADINGS), *(("td", cells) for cells in self._cells())]
@@ -138,7 +143,8 @@ class HiddenTrace:
             "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
             for tag, cells in rows
         )
-        return f"<table>{body}</table>" + folded(self.hints, self.solution, self.explanation)
+        note = f"<p><small>{html.escape(self.origin)}</small></p>" if self.origin else ""
+        return f"<table>{body}</table>{note}" + folded(self.hints, self.solution, self.explanation)
 
 
 def _worth_showing(packets: Sequence[Dissected]) -> list[tuple[Dissected, int]]:

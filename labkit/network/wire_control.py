@@ -78,15 +78,21 @@ class WireControl:
         Returns:
             whether the wire is quiet; False where traffic goes on at the deadline.
         """
+        return self.quiet_since(timeout_s) is not None
+
+    def quiet_since(self, timeout_s: float | None = None) -> int | None:
+        """As ``settle``, and tell since when (CLOCK_REALTIME, ns): of what was sent before it nothing is under way."""
         if timeout_s is None:
             longest = max((host.link.rtt_ms for host in self._network.hosts.values()), default=0.0)
             timeout_s = 2 * longest / 1000 + 0.5
         deadline = time.monotonic() + timeout_s
-        while self.in_flight:
+        while True:
+            moment_ns = time.time_ns()
+            if not self.in_flight:
+                return moment_ns
             if time.monotonic() > deadline:
-                return False
+                return None
             time.sleep(0.002)  # the wire tells no one when it falls silent
-        return True
 
 
 class RuleHandle:

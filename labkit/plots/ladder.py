@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
+from labkit.network.tiers import LOOPBACK
 from labkit.plots.picture import Picture
 from labkit.plots.style import COLOURS, GREY, INK, SIZE, VERMILION, add_note, new_figure, origin, set_title
 
@@ -62,6 +63,8 @@ def plot_ladder(ladder: Ladder, title: str | None = None, rtt_ms: float | None =
         notes.append(f"MISSING: {ladder.missing} frames, which the kernel had no room for.")
     notes.append("Not to scale where packets crowd.")
     if ladder.tier:
+        if ladder.tier == LOOPBACK and any(row.kind == "tcp" for row in rows):
+            notes.insert(0, "TCP's SYN, ACK and FIN are the relay's notation for opening and closing.")
         notes.insert(0, origin(ladder.tier))
     add_note(figure, textwrap.fill(" ".join(notes), 125))
     return Picture(figure, f"{title}. Time–sequence diagram:\n{ladder}")

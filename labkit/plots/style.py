@@ -5,8 +5,6 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from labkit.network.tiers import LOOPBACK
-
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour blindness.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000",
@@ -66,5 +64,4 @@ def origin(tier: str, verb: str = "Captured") -> str:
     """
     if tier.startswith("recorded"):
         return f"{tier[0].upper()}{tier[1:]}: not on this machine."
-    told = f"{verb} on this machine, tier: {tier}."
-    return f"{told} SYN, ACK and FIN are the relay's notation for opening and closing." if tier == LOOPBACK else told
+    return f"{verb} on this machine, tier: {tier}."

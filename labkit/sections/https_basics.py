@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from labkit.capture.capture import Capture
+from labkit.capture.captured import Captured
 from labkit.capture.messages import Dissected
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections, steps
@@ -42,7 +42,7 @@ def _fetch(connection: socket.socket, size: int) -> bytes:
         return response.read(length)
 
 
-def _opened(capture: Capture) -> list[list[Dissected]]:
+def _opened(capture: Captured) -> list[list[Dissected]]:
     """The connections of a capture, those of before left out."""
     return [group for group in connections(capture.messages) if begins(group[0])]
 
@@ -227,6 +227,7 @@ LARGEST = Exercise(
         Mistake("largest_body = 65_535", "came after 4 round trips"),
     ),
     judge=_judge_largest,
+    needs="kernel",
 )
 
 EXERCISES = (FETCH_ALL, LARGEST)
@@ -283,12 +284,17 @@ QUIZ = Quiz(
 )
 
 
-def hidden_trace(lab: Lab) -> HiddenTrace:
-    """Two requests over one connection on this lab, with four blanks."""
+def _two_requests(lab: Lab) -> Captured:
     with lab.capture() as capture, serving(lab.server, _serve, port=8080), lab.client:
         with socket.create_connection(("server.lab", 8080), timeout=WAIT_S) as connection:
             for size in (400, 4000):
                 _fetch(connection, size)
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """Two requests over one connection on this lab, or recorded ones, with four blanks."""
+    capture = lab.live_or_recorded("https.basics/trace", _two_requests, lab)
     (packets,) = _opened(capture)
     return HiddenTrace(
         "https.basics.trace",
@@ -310,4 +316,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             "The connection was paid for once, so the second request costs one round trip. Its number is 1 plus the "
             "length of the first request, because the client's bytes are numbered without a gap (RFC 9293 §3.4)."
         ),
+        tier=capture.tier,
     )

@@ -6,8 +6,10 @@ import http.client
 from collections.abc import Callable
 from typing import Any
 
+from labkit.capture.captured import Captured
 from labkit.errors import InvalidValue
 from labkit.handshakes import EarlyDataClient, measure
+from labkit.handshakes.phases import begins, connections, timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.servers import EarlyDataServer, HttpServer, Request, Response, Server
@@ -276,10 +278,16 @@ QUIZ = Quiz(
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request in early data on this lab, with four blanks."""
-    run = measure(lab, "tls1.3-0rtt", runs=1).runs[-1]
+
+    def early() -> Captured:
+        return measure(lab, "tls1.3-0rtt", runs=1).capture
+
+    # What stands in one segment with what, and so the sequence numbers, is the kernel's doing.
+    capture = lab.live_or_recorded("https.early_data/trace", early)
+    packets = [group for group in connections(capture.messages) if begins(group[0])][-1]
     return HiddenTrace(
         "https.early_data.trace",
-        run.timeline.packets,
+        timeline(packets).packets,
         [
             Blank("GET /", "round trip", "the request does not wait for anything that TLS says"),
             Blank("HTTP/1.1 200", "seq", "add up what the server has sent before it, and its SYN"),
@@ -295,4 +303,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             "The request leaves with the ClientHello, and its answer with the server's Finished. The client's own "
             "Finished comes after that, and only then does the server know that somebody is there who holds the keys."
         ),
+        tier=capture.tier,
     )

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from labkit.capture.capture import Capture
+from labkit.capture.captured import Captured
 from labkit.capture.headers import ACK, SYN, decode
 from labkit.capture.messages import Dissected
 from labkit.errors import MeasurementFailed
@@ -18,6 +18,7 @@ from labkit.handshakes.phases import begins, connections, evidence, timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judge import describe
+from labkit.recorded import recall
 from labkit.servers import HttpServer
 
 RTT_MS = 10
@@ -27,7 +28,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: server.lab\r\nConnection: close\r\n\r\n"
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\n"
 
 
-def _last(capture: Capture) -> list[Dissected]:
+def _last(capture: Captured) -> list[Dissected]:
     """The packets of the connection that was opened last."""
     opened = [group for group in connections(capture.messages) if begins(group[0])]
     if not opened:
@@ -147,6 +148,7 @@ OPEN_LISTENER = Exercise(
     ),
     judge=_judge_listener,
     deadline_s=15.0,
+    needs="sysctls",
 )
 
 
@@ -154,7 +156,8 @@ OPEN_LISTENER = Exercise(
 
 
 def _judge_fetch(fetch: Callable[..., Any]) -> str:
-    with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, tls="1.3", fast_open=True) as server:
+    # A longer round trip: a server that the machine holds up for a whole one makes three of two.
+    with Lab(rtt_ms=4 * RTT_MS) as lab, HttpServer(lab.server, tls="1.3", fast_open=True) as server:
         # A small key share, so that the ClientHello fits into a SYN whatever OpenSSL this Python has.
         context = lab.authority.client_context(versions=["1.3"], group="prime256v1")
         for _ in range(2):  # the first connection brings the cookie
@@ -236,6 +239,7 @@ FETCH = Exercise(
     ),
     judge=_judge_fetch,
     deadline_s=15.0,
+    needs="sysctls",
 )
 
 
@@ -255,8 +259,13 @@ def _judge_diagnose(diagnose: Callable[[Seen], Any]) -> str:
 
 
 def _situations() -> Iterator[tuple[str, str, Seen]]:
-    """Live captures: what happened in words, the verdict, the packets."""
-    with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, fast_open=True) as server:
+    """What happened in words, the verdict, the packets."""
+    with Lab(rtt_ms=RTT_MS) as lab:
+        yield from _live_situations(lab) if lab.can("sysctls") else _recorded_situations(lab)
+
+
+def _live_situations(lab: Lab) -> Iterator[tuple[str, str, Seen]]:
+    with HttpServer(lab.server, fast_open=True) as server:
         client = TcpClient(lab.client, server, fast_open=True)
 
         def captured(body: bytes = b"") -> Seen:
@@ -272,11 +281,24 @@ def _situations() -> Iterator[tuple[str, str, Seen]]:
             "accepted",
             captured(b"x" * 3000),
         )
-        lab.server.sysctl["net.ipv4.tcp_fastopen"] = 0
+        lab.server.sysctl["net.ipv4.tcp_fastopen"] = "0"
         yield "a server that does not take data in a SYN any more", "refused", captured()
-        lab.server.sysctl["net.ipv4.tcp_fastopen"] = 3
+        lab.server.sysctl["net.ipv4.tcp_fastopen"] = "3"
         with lab.wire.drop(source="client", tcp_flags="S", payload=True):
             yield "a middlebox that drops SYNs with data", "lost", captured()
+
+
+def _recorded_situations(lab: Lab) -> Iterator[tuple[str, str, Seen]]:
+    """From the race, whose requests are plain HTTP, and from the notebook, whose captures have one connection each."""
+    first, *_, last = (group for group in connections(measure(lab, "tfo").capture.messages) if begins(group[0]))
+    yield "a first connection, which fetches the cookie", "no data", _seen(first)
+    yield "a cookie that the server takes", "accepted", _seen(last)
+    hello = recall("https.tfo/40 ms, default share, 0-RTT False, dropped False", tier=lab.tier)
+    yield "a request longer than the SYN can hold, of which the server takes that part", "accepted", _seen(_last(hello))
+    turned_off = recall("https.tfo/turned off", tier=lab.tier)
+    yield "a server that does not take data in a SYN any more", "refused", _seen(_last(turned_off))
+    dropped, _ = recall("https.tfo/dropped", tier=lab.tier)
+    yield "a middlebox that drops SYNs with data", "lost", _seen(_last(dropped[0]))
 
 
 def _seen(packets: Sequence[Dissected]) -> Seen:
@@ -417,10 +439,10 @@ QUIZ = Quiz(
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request over TFO and TLS 1.3 on this lab, with four blanks."""
-    run = measure(lab, "tfo+tls1.3", runs=1).runs[-1]
+    measured = measure(lab, "tfo+tls1.3", runs=1)
     return HiddenTrace(
         "https.tfo.trace",
-        run.timeline.packets,
+        measured.runs[-1].timeline.packets,
         [
             Blank("ClientHello", "what", "which message of TLS does a client begin with?"),
             Blank("ServerHello", "round trip", "it answers the same packet as the SYN-ACK does"),
@@ -445,4 +467,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             "of its ClientHello. SYN-ACK and ServerHello answer the same packet in the first round trip, and the "
             "request leaves in the second."
         ),
+        tier=measured.tier,
     )

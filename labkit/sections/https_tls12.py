@@ -13,11 +13,12 @@ from labkit.handshakes import measure
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.judging import serving
+from labkit.learn.judging import serving, watch_nodelay
 from labkit.servers import HttpServer
 
 RTT_MS = 10
 WAIT_S = 5.0
+
 
 # Exercise 1
 
@@ -25,6 +26,7 @@ WAIT_S = 5.0
 def _judge_fetch_twice(fetch_twice: Callable[..., Any]) -> str:
     with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, tls="1.2") as server:
         context = lab.authority.client_context(versions=["1.2"])
+        nodelay = [] if lab.can("kernel") else watch_nodelay(context)
         with lab.capture() as capture, lab.client:
             fetch_twice(("server.lab", server.port), context)
         opened = [group for group in connections(capture.messages) if begins(group[0])]
@@ -43,6 +45,12 @@ def _judge_fetch_twice(fetch_twice: Callable[..., Any]) -> str:
         raise Wrong(
             f"the second connection was resumed, but took {_total(second)} round trips: after its Finished the client "
             "waited for an acknowledgment before it sent the request. Which algorithm holds small writes back?"
+        )
+    if nodelay[-1:] == [False]:
+        raise Wrong(
+            "the second connection was resumed and took three round trips, but only because no kernel is between the "
+            "hosts of this tier. With one it takes four: its request is a small write behind a small write, Finished. "
+            "Which algorithm holds small writes back?"
         )
     return f"{_total(first)} round trips for the full handshake, {_total(second)} with the ticket, and no certificate."
 

@@ -13,7 +13,7 @@ from labkit.handshakes import measure
 from labkit.handshakes.phases import Timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.judging import serving, the_request
+from labkit.learn.judging import serving, the_request, watch_nodelay
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\n"
@@ -66,6 +66,7 @@ def _judge_three(answer: Callable[[ssl.SSLContext], object]) -> str:
     with Lab(rtt_ms=RTT_MS) as lab:
         server = lab.authority.server_context("server.lab", versions=["1.3"])
         context = lab.authority.client_context(versions=["1.3"])
+        nodelay = [] if lab.can("kernel") else watch_nodelay(context)
         with lab.capture() as capture, serving(lab.server, serve, server), lab.client:
             response = answer(context)
         if not isinstance(response, bytes) or not response.startswith(b"HTTP/1.1 200 "):
@@ -77,10 +78,15 @@ def _judge_three(answer: Callable[[ssl.SSLContext], object]) -> str:
     if whole["tls"] > 1:
         raise Wrong(
             f"{sum(whole.values())} round trips. The request left one after the client's Finished: "
-            "who held it back until Finished was acknowledged?"
+            "who holds it back until Finished is acknowledged?"
         )
     if sum(whole.values()) > 3:
         raise Wrong(f"{sum(whole.values())} round trips ({whole}): look for a packet that you wait for without need")
+    if nodelay[-1:] == [False]:
+        raise Wrong(
+            "3 round trips, but only because no kernel is between the hosts of this tier. With one it is 4, and the "
+            "request leaves one after the client's Finished: who holds it back until Finished is acknowledged?"
+        )
     return "Three round trips: Finished and request left together."
 
 
@@ -120,7 +126,7 @@ THREE = Exercise(
             '        with context.wrap_socket(connection, server_hostname="server.lab") as tls:\n'
             '            tls.sendall(b"GET / HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n")\n'
             "            return tls.recv(65536)\n",
-            "who held it back until Finished was acknowledged?",
+            "who holds it back until Finished is acknowledged?",
         ),
         Mistake(
             "import socket\n\n\n"

@@ -5,15 +5,24 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from labkit.capture.captured import Captured
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judging import serving
 
 
-def _judge_flags(answer: object) -> str:
-    with Lab(rtt_ms=10) as lab, lab.server, socket.create_server(("server.lab", 80)), lab.capture() as capture:
-        with lab.client, socket.create_connection(("server.lab", 80)):
+def _handshake(lab: Lab, port: int) -> Captured:
+    """A client connects to a server that listens and no more, and goes."""
+    with lab.server, socket.create_server(("server.lab", port)), lab.capture() as capture:
+        with lab.client, socket.create_connection(("server.lab", port)):
             pass
+    return capture
+
+
+def _judge_flags(answer: object) -> str:
+    with Lab(rtt_ms=10) as lab:
+        # Recorded under this key is the handshake of the notebook.
+        capture = lab.live_or_recorded("introduction.welcome/handshake", _handshake, lab, 80)
     flags = str(capture.packets[1]["TCP"].flags)
     if not isinstance(answer, str) or set(answer.upper()) != set(flags):
         also = "it also acknowledges the client's SYN" if str(answer).upper() == "S" else "look at the second packet"
@@ -45,7 +54,7 @@ FLAGS = Exercise(
 
 def _judge_greeting(greet: Callable[[socket.socket], object]) -> str:
     with Lab(rtt_ms=10) as lab:
-        before = lab.server.counters
+        before = lab.server.counters if lab.can("kernel") else None
         with serving(lab.server, greet), lab.client:
             with socket.create_connection(("server.lab", 8443), timeout=3) as client:
                 received = b""
@@ -58,10 +67,11 @@ def _judge_greeting(greet: Callable[[socket.socket], object]) -> str:
                     raise Wrong("b'hello\\n' came, but not the end of the stream: close the connection") from None
                 except ConnectionError as exc:
                     raise Wrong(f"the client's connection broke: {exc}") from None
-        accepted = (lab.server.counters - before)["TcpPassiveOpens"]
+        opened = None if before is None else (lab.server.counters - before)["TcpPassiveOpens"]
     if received != b"hello\n":
         raise Wrong(f"the client received {received!r}: send b'hello\\n', then close")
-    return f"The server's kernel counted {accepted} connection, and the client received {received!r}."
+    counted = "" if opened is None else f"The server's kernel counted {opened} connection. "
+    return f"{counted}The client received {received!r} and the end of the stream."
 
 
 GREET = Exercise(
@@ -102,8 +112,12 @@ QUIZ = Quiz(
     Question(
         "Where does a packet of this book cross?",
         (
-            Option("The internet.", "Nothing leaves this machine: the hosts are network namespaces on it."),
-            Option("Your own kernel's network stack, and the wire.", "Each host has a stack of its own.", right=True),
+            Option("The internet.", "Nothing leaves this machine: the hosts are on it."),
+            Option(
+                "Your own kernel's network stack, and the wire.",
+                "Each host has a stack of its own; on the tier loopback they share this machine's.",
+                right=True,
+            ),
             Option(
                 "A simulation of TCP.",
                 "The stack is the one that your servers use; only the distance is made by the wire.",
@@ -121,10 +135,8 @@ QUIZ = Quiz(
 
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
-    """One TCP handshake on this lab, with three blanks."""
-    with lab.server, socket.create_server(("server.lab", 8080)), lab.capture() as capture:
-        with lab.client, socket.create_connection(("server.lab", 8080)):
-            pass
+    """One TCP handshake on this lab, or a recorded one, with three blanks."""
+    capture = lab.live_or_recorded("introduction.welcome/trace", _handshake, lab, 8080)
     return HiddenTrace(
         "introduction.welcome.trace",
         [packet for packet in capture.messages if packet.flow.server_port == 8080],
@@ -138,4 +150,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             "The server sends the SYN-ACK in the first round trip; the FIN has the number after the SYN's.",
         ),
         explanation="The SYN-ACK ends the first round trip. Each SYN takes one sequence number (RFC 9293 §3.4).",
+        tier=capture.tier,
     )
