@@ -32,7 +32,11 @@ LANES = {
 }
 EACH_LANE = pytest.mark.parametrize("lane", LANES)
 LOWER_LANES = pytest.mark.parametrize("lane", [lane for lane, (_, tier) in LANES.items() if tier != "kernel"])
-CHECKS = "starter or solution or mistake or hidden_trace"
+# With a kernel's network mistakes are judged as on the highest tier; which exercises there are is what differs.
+CHECKS = {
+    "fixed sysctls": "starter or solution or hidden_trace",
+    "no namespaces": "starter or solution or mistake or hidden_trace",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +81,7 @@ def test_every_notebook_passes(lane: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(600)
 def test_exercises_are_right_wrong_or_not_available(lane: str, tmp_path: Path) -> None:
     prefix, _ = LANES[lane]
-    run_pytest(prefix, tmp_path, "tests/test_sections.py", "-k", CHECKS)
+    run_pytest(prefix, tmp_path, "tests/test_sections.py", "-k", CHECKS[lane])
 
 
 @EACH_LANE

@@ -94,9 +94,18 @@ class Capture(Captured):
         finally:
             self.close()
         if quiet_since_ns is not None:
-            # The capture ends there: a frame that was sent after it, a late acknowledgment for instance, would be seen
-            # leaving and not arriving, and be taken for a lost one.
-            self._frames = [frame for frame in self._frames if frame.time_ns <= quiet_since_ns]
+            self._end_at(quiet_since_ns)
+
+    def _end_at(self, moment_ns: int) -> None:
+        """Leave out what was sent after a moment at which the wire was quiet.
+
+        A late acknowledgment, for instance, would be seen leaving and not arriving, and be taken for a lost packet.
+        """
+        late: set[tuple[int | None, bytes]] = set()
+        for transit in self.transits:
+            if transit.sent_ns is not None and transit.sent_ns > moment_ns:
+                late |= {(transit.sent_ns, transit.data), (transit.received_ns, transit.data)}
+        self._frames = [frame for frame in self._frames if (frame.time_ns, frame.data) not in late]
 
     def __repr__(self) -> str:
         state = "stopped" if self.closed else "running"

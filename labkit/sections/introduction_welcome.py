@@ -13,6 +13,7 @@ from labkit.learn.judging import serving
 
 def _handshake(lab: Lab, port: int) -> Captured:
     """A client connects to a server that listens and no more, and goes."""
+    lab.wire.settle()  # nothing of an earlier connection is on its way
     with lab.server, socket.create_server(("server.lab", port)), lab.capture() as capture:
         with lab.client, socket.create_connection(("server.lab", port)):
             pass

@@ -227,6 +227,33 @@ def test_a_stream_of_packets_is_captured_or_counted_as_missing(lab: Lab) -> None
         assert seen == sorted(set(seen))  # in order, and each once
 
 
+def test_a_capture_ends_where_the_wire_was_quiet() -> None:
+    """Datagrams go on while captures end: none of them is seen leaving and not arriving."""
+    stop = threading.Event()
+    datagram = socket.AF_INET, socket.SOCK_DGRAM
+    with Lab(rtt_ms=2) as lab, lab.server.socket(*datagram) as sink, lab.client.socket(*datagram) as sock:
+        sink.bind((lab.server.ip, 9))
+        sock.connect((lab.server.ip, 9))
+
+        def chatter() -> None:
+            while not stop.wait(0.002):
+                sock.send(b"x" * 10)
+
+        thread = threading.Thread(target=chatter)
+        thread.start()
+        try:
+            transits = 0
+            for _ in range(20):
+                with lab.capture() as capture:
+                    stop.wait(0.02)
+                transits += len(capture.transits)
+                assert all(transit.received_ns for transit in capture.transits)
+        finally:
+            stop.set()
+            thread.join()
+    assert transits > 20
+
+
 # Pairing, which needs no kernel.
 
 
