@@ -138,7 +138,8 @@ async def seat(name: str, folder: Path, with_server: bool) -> AsyncIterator[Lear
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        manager = AsyncKernelManager(kernel_name="python3")
+        # Not over TCP: many kernels that look for free ports at once may find the same.
+        manager = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{home}/kernel")
         try:
             await manager.start_kernel(env=environment, cwd=str(folder), stderr=subprocess.DEVNULL)
             client = manager.client()
