@@ -21,6 +21,7 @@ from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from labkit.errors import LabClosed
 from labkit.loopback.frames import Endpoint
 from labkit.loopback.relay import LOOPBACK_ADDRESS
 from labkit.network import sockets as network_sockets
@@ -277,10 +278,14 @@ def _accept(original: Callable[..., Any]) -> Callable[..., Any]:
         place = place_of(self)
         if place is None:
             return connection, address
-        child = Place(place.engine, place.number, place.kind, os.fstat(connection.fileno()).st_ino)
-        child.endpoint, child.real_port = place.endpoint, 0  # the listener's port, which is not its own to close
-        child.address = place.ip, place.endpoint.port if place.endpoint else 0
-        reply = place.engine.ask({"op": "peer", "real": address[1]})
+        try:
+            child = Place(place.engine, place.number, place.kind, os.fstat(connection.fileno()).st_ino)
+            child.endpoint, child.real_port = place.endpoint, 0  # the listener's port, which is not its own to close
+            child.address = place.ip, place.endpoint.port if place.endpoint else 0
+            reply = place.engine.ask({"op": "peer", "real": address[1]})
+        except BaseException:
+            connection.close()
+            raise
         if reply:
             child.peer = f"10.77.0.{reply['number']}", reply["port"]
         else:  # a neighbour on the same host
@@ -396,7 +401,7 @@ def _forget(place: Place) -> None:
         number, port = place.endpoint
         if place.kind == socket.SOCK_DGRAM:
             engine.mouths.pop(place.endpoint, None)
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(OSError, LabClosed):  # the relay has gone before
             engine.ask({"op": "close", "number": number, "port": port, "real": place.real_port})
 
 
