@@ -86,15 +86,14 @@ def place_of(sock: socket.socket) -> Place | None:
 def _resolve(place: Place, address: Any) -> Endpoint | Address:
     """An endpoint of another host, or an address of this machine for what is the host's own."""
     name, port = address[0], address[1]
-    here = network_sockets.current_host()
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
     text = name.rstrip(".").lower().removesuffix(".lab")
     if text in place.engine.numbers:
         name = f"10.77.0.{place.engine.numbers[text]}"
     elif not name.replace(".", "").isdigit() and name not in ANY and name != "localhost":
-        # Not ours to answer: whoever resolves names says that there is none.
-        raise socket.gaierror(socket.EAI_NONAME, f"{name!r} is no host of this lab ({here})")
+        known = ", ".join(f"{host}.lab" for host in place.engine.numbers)
+        raise socket.gaierror(socket.EAI_NONAME, f"{name!r} is no host of this lab, which has {known}")
     if name in ANY or name == "localhost" or name.startswith("127.") or name == place.ip:
         return LOOPBACK_ADDRESS, port
     if not name.startswith("10.77.0."):
@@ -130,7 +129,8 @@ def _bind_to(self: socket.socket, place: Place, name: str, port: int) -> None:
     real_port = _own_port(place, port) if port else 0
     if real_port:
         shared = hasattr(socket, "SO_REUSEPORT") and self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
-        if not shared and _taken(self, place.kind, real_port):
+        reuse = self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        if not shared and _taken(place.kind, real_port, reuse):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if not shared:
             real_port = 0
@@ -148,11 +148,10 @@ def _bind_to(self: socket.socket, place: Place, name: str, port: int) -> None:
         engine.know_mouth(place.endpoint, reply["mouth"])
 
 
-def _taken(self: socket.socket, kind: int, real_port: int) -> bool:
-    """Whether the socket that was bound there is still there: the kernel is asked, by binding."""
+def _taken(kind: int, real_port: int, reuse: int) -> bool:
+    """Whether a socket is bound there; with `reuse` (SO_REUSEADDR) a listening one. The kernel is asked, by binding."""
     probe = _socket.socket(socket.AF_INET, kind)
     try:
-        reuse = self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
         probe.bind((LOOPBACK_ADDRESS, real_port))
     except OSError:
@@ -395,8 +394,9 @@ def _forget(place: Place) -> None:
         return
     assert place.endpoint is not None
     key = place.kind, place.endpoint
-    bound_there = engine.real_ports.get(key) == place.real_port
-    if bound_there:
+    # With SO_REUSEPORT another listener may share the port, and goes on.
+    shared = place.kind == socket.SOCK_STREAM and _taken(place.kind, place.real_port, reuse=1)
+    if engine.real_ports.get(key) == place.real_port and not shared:
         del engine.real_ports[key]
         number, port = place.endpoint
         if place.kind == socket.SOCK_DGRAM:

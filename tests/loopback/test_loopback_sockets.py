@@ -139,6 +139,21 @@ def test_ports_are_taken_and_free_again(lab: Lab) -> None:
             other.bind(("server.lab", 81))
 
 
+def test_listeners_that_share_a_port_go_on_without_each_other(lab: Lab) -> None:
+    with lab.server, socket.create_server(("server.lab", 80), reuse_port=True) as first:
+        second = socket.create_server(("server.lab", 80), reuse_port=True)
+        second.close()
+        with lab.client, socket.create_connection(("server.lab", 80)):
+            first.accept()[0].close()
+    with lab.client, pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("server.lab", 80))
+
+
+def test_a_name_that_is_no_host(lab: Lab) -> None:
+    with lab.client, socket.socket() as sock, pytest.raises(socket.gaierror, match=r"client\.lab, server\.lab"):
+        sock.connect(("nowhere.lab", 80))
+
+
 def test_two_labs_have_ports_of_their_own() -> None:
     with Lab(rtt_ms=0) as one, Lab(rtt_ms=0) as two:
         with one.server, socket.create_server(("", 80)), two.server, socket.create_server(("", 80)):
