@@ -5,15 +5,22 @@ Each figure is measured here and now. docs/performance.md says what each means a
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from labkit.errors import MeasurementFailed
 from labkit.lab import Lab
+from labkit.load.load import load
+from labkit.network.host import Host
 from labkit.network.network import Network
 
 RTT_MS = 40.0
@@ -21,6 +28,10 @@ CONNECTS = 150
 STREAM_S = 4.0
 DATAGRAMS = 60_000
 DATAGRAMS_PER_S = 30_000
+WATCH_S = 1.5
+WATCHED = 100
+LOAD_CONNECTIONS = 16
+LOAD_ROUNDS = 3
 
 # What is measured, in words, and what it should reach on two cores.
 MEANING = {
@@ -34,6 +45,14 @@ MEANING = {
     "capture_pps": ("packets a second that crossed the wire while it was captured", "≥ 20000"),
     "capture_dropped": ("of those, packets missing from the capture", "0"),
     "rss_mib": ("memory of the lab's own processes together (helper and wire), MiB", "< 80"),
+    "watch_hz": ("looks a second at a listener's queues that is asked for 1000", "≥ 950"),
+    "watch_cpu": ("CPU time of those looks, as a share of one processor", "< 0.25"),
+    "watch_cpu_100": ("the same while each look takes in 100 connections", "< 0.8"),
+    "load_rps": ("requests a second of labkit's load on a Python server of one loop, best of 3", "≥ 20000"),
+    "load_busy": ("share of that time in which the load generator computed; near 1 it may be the limit", "≤ 1"),
+    "wrk_rps": ("requests a second of wrk on the same server, in between", "≥ 20000"),
+    "wrk_ratio": ("load_rps / wrk_rps", "≥ 0.9"),
+    "wrk_ratio_threads": ("the same ratio on a Python server with a thread for each connection", "≥ 0.9"),
 }
 
 _FLOOD = """
@@ -48,15 +67,58 @@ for number in range(count):
     sock.send(data)
 """
 
+# Two servers that do as little as a Python server can: what is measured is not to be their work.
+_ANSWER = """
+import select, socket, sys, threading
+ANSWER = b"HTTP/1.1 200 OK\\r\\nContent-Type: text/plain\\r\\nContent-Length: 13\\r\\n\\r\\nHello, world!"
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1024)
+print("ready", flush=True)
+"""
+LOOP_SERVER = (
+    _ANSWER
+    + """
+epoll, connections = select.epoll(), {}
+epoll.register(listener, select.EPOLLIN)
+while True:
+    for number, _ in epoll.poll():
+        if number == listener.fileno():
+            connection, _ = listener.accept()
+            connections[connection.fileno()] = connection
+            epoll.register(connection, select.EPOLLIN)
+            continue
+        try:
+            if connections[number].recv(4096):
+                connections[number].send(ANSWER)
+                continue
+        except ConnectionError:
+            pass
+        connections.pop(number).close()
+"""
+)
+THREADS_SERVER = (
+    _ANSWER
+    + """
+def serve(connection):
+    try:
+        while connection.recv(4096):
+            connection.send(ANSWER)
+    except ConnectionError:
+        pass
+    connection.close()
+while True:
+    threading.Thread(target=serve, args=[listener.accept()[0]], daemon=True).start()
+"""
+)
 
-def bench() -> dict[str, float]:
-    """Measure everything; takes about half a minute.
+
+def bench() -> dict[str, float | None]:
+    """Measure everything; takes about a minute.
 
     Returns:
-        the figures by name, see MEANING. On the tier "loopback" those of the capture are left out: they take a program
-        that runs on a host.
+        the figures by name, see MEANING. Those that compare with wrk are None where it is not installed. On the tier
+        "loopback" those of the capture and the load are left out: they take a program that runs on a host.
     """
-    figures: dict[str, float] = {"import_ms": _import_ms()}
+    figures: dict[str, float | None] = {"import_ms": _import_ms()}
     figures["lab_up_ms"], figures["lab_close_ms"] = _open_and_close()
     with Lab(rtt_ms=RTT_MS) as lab:
         figures |= _connects(lab)
@@ -65,15 +127,19 @@ def bench() -> dict[str, float]:
     with Lab(rtt_ms=RTT_MS) as lab:
         if lab.can("kernel"):
             figures |= _captured(lab)
-    return {name: round(figures[name], 3) for name in MEANING if name in figures}
+            figures |= _watched(lab)
+            figures |= _loads(lab)
+    rounded = {name: None if value is None else round(value, 3) for name, value in figures.items()}
+    return {name: rounded[name] for name in MEANING if name in rounded}
 
 
-def as_table(figures: dict[str, float]) -> str:
+def as_table(figures: Mapping[str, float | None]) -> str:
     """The figures beside what they should reach."""
     lines = [f"{'figure':<18}{'here':>10}  {'should be':<11}what"]
     for name, value in figures.items():
         what, goal = MEANING[name]
-        lines.append(f"{name:<18}{value:>10g}  {goal:<11}{what}")
+        here = "no wrk" if value is None else f"{value:g}"
+        lines.append(f"{name:<18}{here:>10}  {goal:<11}{what}")
     return "\n".join(lines)
 
 
@@ -148,6 +214,27 @@ def _dropped(lab: Lab) -> int:
     return sum(c.missed + c.lost + c.overflowed + c.ruled_out for c in directions)
 
 
+def _watched(lab: Lab) -> dict[str, float]:
+    """What it takes to look at queues a thousand times a second."""
+    server = lab["server"]
+    with contextlib.ExitStack() as stack:
+        with server:
+            listener = stack.enter_context(socket.create_server((server.ip, 82), backlog=WATCHED))
+        with lab.watch(82) as listener_only:
+            time.sleep(WATCH_S)
+        for _ in range(WATCHED):
+            stack.enter_context(lab["client"].socket()).connect((server.ip, 82))
+            stack.enter_context(listener.accept()[0])
+        with lab.watch(82, connections=True) as all_of_them:
+            time.sleep(WATCH_S)
+    one, hundred = listener_only.history, all_of_them.history
+    return {
+        "watch_hz": one.rate_hz,
+        "watch_cpu": one.cpu_s / one.duration_s,
+        "watch_cpu_100": hundred.cpu_s / hundred.duration_s,
+    }
+
+
 def _captured(lab: Lab) -> dict[str, float]:
     """Datagrams at a steady rate from a process of their own, captured at both ends of the wire."""
     with lab["server"].socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, lab.capture() as capture:
@@ -156,6 +243,56 @@ def _captured(lab: Lab) -> dict[str, float]:
     stamps = [frame.time_ns for frame in capture.frames if frame.sent and frame.host == "client"]
     missing = DATAGRAMS - len(stamps) + capture.dropped
     return {"capture_pps": len(stamps) / ((stamps[-1] - stamps[0]) / 1e9), "capture_dropped": missing}
+
+
+def beside_wrk(host: Host, server: str, port: int, *, rounds: int = LOAD_ROUNDS) -> tuple[float, float, float | None]:
+    """labkit's load and wrk in turn, on the same server and from the same host as it: no wire is in between.
+
+    Args:
+        host: for server, load and wrk.
+        server: source of a Python program that takes address and port, and says "ready".
+        port: for it.
+        rounds: how often each is run, for one second; the best of each counts.
+
+    Returns:
+        requests a second of labkit's load, how busy its generator was then, requests a second of wrk. None without wrk.
+
+    Raises:
+        MeasurementFailed: the server did not start, or requests failed.
+    """
+    wrk = shutil.which("wrk")
+    loads, others = [], []
+    with host.start([sys.executable, "-c", server, host.ip, str(port)]) as program:
+        deadline = time.monotonic() + 10
+        while program.stdout != "ready\n":
+            if time.monotonic() > deadline:
+                raise MeasurementFailed(f"the server to be loaded did not start on port {port}: {program.stderr}")
+            time.sleep(0.005)
+        for _ in range(rounds):
+            loads.append(load(host, host, port, clients=LOAD_CONNECTIONS, seconds=1))
+            if wrk:
+                words = [wrk, "-t1", f"-c{LOAD_CONNECTIONS}", "-d1s", f"http://{host.ip}:{port}/"]
+                told = host.run(words).check().stdout
+                if (
+                    "Non-2xx" in told
+                    or "Socket errors" in told
+                    or not (rate := re.search(r"Requests/sec: +(\S+)", told))
+                ):
+                    raise MeasurementFailed(f"wrk on port {port} says: {told}")
+                others.append(float(rate[1]))
+    if failed := [one for one in loads if one.errors or one.unfinished]:
+        raise MeasurementFailed(f"requests failed: {failed[0]}")
+    best = max(loads, key=lambda one: one.throughput)
+    return best.throughput, best.busy, max(others, default=None)
+
+
+def _loads(lab: Lab) -> dict[str, float | None]:
+    rps, busy, wrk = beside_wrk(lab["server"], LOOP_SERVER, 8001)
+    threads_rps, _, threads_wrk = beside_wrk(lab["server"], THREADS_SERVER, 8002)
+    figures: dict[str, float | None] = {"load_rps": rps, "load_busy": busy, "wrk_rps": wrk}
+    figures["wrk_ratio"] = rps / wrk if wrk else None
+    figures["wrk_ratio_threads"] = threads_rps / threads_wrk if threads_wrk else None
+    return figures
 
 
 def resident_mib(lab: Network) -> float:

@@ -47,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     race.add_argument("--plot", type=_picture, metavar="FILE", help="write the picture: .png, .svg or .pdf")
     race.set_defaults(command=_race)
+    queues = commands.add_parser("queues", help="fill a listener's queues, and see limits, depths and counters")
+    queues.add_argument("--backlog", type=int, default=4, help="what the listener asks for (4)")
+    queues.add_argument("--clients", type=int, default=12, help="how many connect at once (12)")
+    queues.add_argument("--seconds", type=float, default=1.5, help="how long to watch (1.5)")
+    queues.add_argument("--plot", type=_picture, metavar="FILE", help="write the picture: .png, .svg or .pdf")
+    queues.set_defaults(command=_queues)
     bench = commands.add_parser("bench", help="how fast the lab is on this machine")
     bench.set_defaults(command=_bench)
     book = commands.add_parser("contents", help="the book's contents, and how far you are")
@@ -64,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--export", type=Path, metavar="FILE", help="write a copy of it")
     way.add_argument("--bring", type=Path, metavar="FILE", help="add what a copy holds")
     kept.set_defaults(command=_progress)
-    for command in (doctor, race, bench, book):
+    for command in (doctor, race, queues, bench, book):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -99,6 +105,20 @@ def _race(options: argparse.Namespace) -> int:
         plot_race(result).save(options.plot)
     print(json.dumps(result.as_dict(), indent=2) if options.json else result)
     return 0 if all(measurement.proof["holds"] for measurement in result) else 1
+
+
+def _queues(options: argparse.Namespace) -> int:
+    from labkit.lab import Lab
+    from labkit.queues.fill import fill
+
+    with Lab(rtt_ms=20) as lab:
+        filled = fill(lab.client, lab.server, backlog=options.backlog, clients=options.clients, seconds=options.seconds)
+    if options.plot:
+        from labkit.plots import plot_queues
+
+        plot_queues(filled.history).save(options.plot)
+    print(json.dumps(filled.as_dict(), indent=2) if options.json else filled)
+    return 0
 
 
 def _bench(options: argparse.Namespace) -> int:

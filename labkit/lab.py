@@ -17,6 +17,7 @@ from labkit.network.tiers import FIXED, KERNEL, LOOPBACK, TIERS, allows, forced
 
 if TYPE_CHECKING:
     from labkit.capture.capture import Capture
+    from labkit.queues.watch import Watch
     from labkit.servers.authority import Authority
 
 T = TypeVar("T")
@@ -119,8 +120,9 @@ class Lab(Network):
 
         Args:
             key: the section's id and a name, "https.basics/a lost request": under it the run is recorded.
-            function: makes the run. What it returns can be recorded: captures, counters, numbers, texts, and lists,
-                tuples and dictionaries of them. A recorded capture's ``tier`` says that it is one.
+            function: makes the run. What it returns can be recorded: captures, histories of queues, loads, trials,
+                counters, numbers, texts, and lists, tuples and dictionaries of them. The ``tier`` of a recorded
+                capture, history, load or trial says that it is one.
             args: for the function.
             needs: what the run needs, "kernel" or "sysctls", see ``can``.
 
@@ -188,6 +190,27 @@ class Lab(Network):
         )
         self.register(capture)
         return capture
+
+    def watch(
+        self, port: int, at: Host | str = "server", *, every_us: float = 1000, connections: bool = False
+    ) -> Watch:
+        """Sample the kernel's queues of a port, from now to the end of a ``with`` block.
+
+        Args:
+            port: a server's. On its host the SYN queue, the accept queue and the connections are seen; on a client's
+                host the client's connections to such a port.
+            at: the host whose kernel is asked.
+            every_us: from one look to the next, microseconds.
+            connections: look at each connection, too: receive queue, send queue, windows, RTT.
+
+        Raises:
+            InvalidValue: no such host, port or period. LabClosed. NotAvailableHere: the tier "loopback".
+        """
+        from labkit.queues.watch import Watch
+
+        self.check_open()
+        host = at if isinstance(at, Host) else self[at]
+        return Watch(host, port, every_us=every_us, connections=connections)
 
 
 def tier_here() -> str:

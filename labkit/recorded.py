@@ -16,6 +16,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ from labkit.network.host import Counters
 
 FOLDER = Path(__file__).parent / "recordings"
 INDEX = "recording.json"
+# Results of higher floors that can be recorded, loaded when met: each has ``as_data()`` and ``of_data(data, tier)``.
+RESULTS = {
+    "History": "labkit.queues.history",
+    "Load": "labkit.load.load",
+    "Trial": "labkit.load.trial",
+}
 KEY = re.compile(r"[a-z0-9_.]+/[A-Za-z0-9_.+×%, -]+")
 
 
@@ -67,7 +74,8 @@ def keep(key: str, value: Any, folder: Path) -> None:
 
     Args:
         key: as in ``lab.live_or_recorded``.
-        value: captures, counters, numbers, texts, None, and lists, tuples and dictionaries of them.
+        value: captures, histories of queues, loads and trials, counters, numbers, texts, None, and lists, tuples and
+            dictionaries of them.
         folder: where the recordings lie.
 
     Raises:
@@ -85,9 +93,15 @@ def keep(key: str, value: Any, folder: Path) -> None:
     index = {
         "kernel": f"{platform.system()} {platform.release()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "values": values,
     }
-    path.write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # A line for each value: a history of queues has thousands of numbers.
+    lines = [f"  {_json(name)}: {_json(values[name])}" for name in values]
+    facts = "".join(f" {_json(name)}: {_json(fact)},\n" for name, fact in index.items())
+    path.write_text("{\n" + facts + ' "values": {\n' + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def recording_to() -> Path | None:
@@ -106,6 +120,8 @@ def _encode(value: Any, place: Path, stem: str, count: list[int]) -> Any:
         return {"capture": file, "at": value.at, "hosts": [[number, name] for number, name in value.hosts.items()]}
     if isinstance(value, Counters):
         return {"counters": dict(value)}
+    if type(value).__name__ in RESULTS:
+        return {type(value).__name__: value.as_data()}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if isinstance(value, Mapping):
@@ -113,7 +129,9 @@ def _encode(value: Any, place: Path, stem: str, count: list[int]) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_encode(item, place, stem, count) for item in value]
         return {"list" if isinstance(value, list) else "tuple": items}
-    raise InvalidValue(f"a {type(value).__name__} cannot be recorded: return captures, counters, numbers and texts")
+    raise InvalidValue(
+        f"a {type(value).__name__} cannot be recorded: return captures, histories, counters, numbers and texts"
+    )
 
 
 def _secrets_of(captured: Captured) -> str:
@@ -140,6 +158,8 @@ def _decode(value: Any, place: Path, tier: str) -> Any:
         return Captured(frames, hosts=hosts, at=facts["at"], tier=tier, secrets=secrets)
     if kind == "counters":
         return Counters(content)
+    if kind in RESULTS:
+        return getattr(import_module(RESULTS[kind]), kind).of_data(content, tier)
     if kind == "bytes":
         return bytes.fromhex(content)
     if kind == "pairs":

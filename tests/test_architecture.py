@@ -15,6 +15,8 @@ FLOORS = [
     "network",
     "loopback",
     "capture",
+    "queues",
+    "load",
     "servers",
     "recorded",
     "lab",

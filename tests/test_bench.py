@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,11 +23,20 @@ KEYS = [
     "capture_pps",
     "capture_dropped",
     "rss_mib",
+    "watch_hz",
+    "watch_cpu",
+    "watch_cpu_100",
+    "load_rps",
+    "load_busy",
+    "wrk_rps",
+    "wrk_ratio",
+    "wrk_ratio_threads",
 ]
 
 
 @pytest.fixture(scope="module")
-def figures() -> Any:
+def figures(require_program: Callable[[str], str]) -> Any:
+    require_program("wrk")
     command = [sys.executable, "-m", "labkit", "bench", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
@@ -47,6 +57,8 @@ def test_every_figure_is_there_and_sane(figures: dict[str, float]) -> None:
     assert 5 < figures["rss_mib"] < 1_000
     assert 10 < figures["wire_mbps"] < 1e6
     assert figures["capture_pps"] > 1_000
+    assert 10 < figures["watch_hz"] < 1_100
+    assert figures["load_busy"] < 1.1
 
 
 def test_a_table_names_each_with_its_goal(figures: dict[str, float]) -> None:

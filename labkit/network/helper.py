@@ -64,8 +64,14 @@ HOST_SYSCTLS = {
     # than the wire's ring holds, so that one fast sender cannot overrun the wire. Defaults differ with memory.
     "net.ipv4.tcp_rmem": "4096 131072 33554432",
     "net.ipv4.tcp_wmem": "4096 16384 7340032",
+    # The kernel would derive both from the size of the host's table of connections, which is small (see below).
+    "net.ipv4.tcp_max_syn_backlog": "2048",
+    "net.ipv4.tcp_max_tw_buckets": "131072",
     "net.ipv6.conf.all.accept_ra": "0",
 }
+# To list a host's connections the kernel walks through the whole table, and the one that all namespaces share has
+# 262,144 entries or so: half a millisecond for each look of labkit.queues. So hosts get a table of their own.
+CONNECTION_TABLE = {"net.ipv4.tcp_child_ehash_entries": "8192"}
 
 
 def sysctl_path(name: str) -> str:
@@ -91,7 +97,12 @@ class Helper:
         self.directory = directory
         self.ipv6 = os.path.exists("/proc/net/if_inet6")
         self.base = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        for sysctl, value in CONNECTION_TABLE.items():
+            with contextlib.suppress(OSError):  # kernels before 6.1, or a read-only /proc/sys: looks cost more
+                with open(sysctl_path(sysctl), "w") as file:
+                    file.write(value)
         self.hosts: dict[str, Host] = {}
+        self.poll = select.poll()
         self.programs: dict[int, socket.socket] = {}  # pid → where its exit status is awaited
         self.handlers: dict[str, rpc.Handler] = {
             "add_host": self.add_host,
@@ -196,11 +207,17 @@ class Helper:
             failure = json.loads(report)
             raise OSError(failure["errno"], failure["error"])
         self.programs[pid] = reply_socket
-        try:
+        self.poll.register(reply_socket, 0)  # which tells when its other end has gone
+        with contextlib.suppress(rpc.Disconnected):
             rpc.send(reply_socket, {"pid": pid})
-        except rpc.Disconnected:  # the caller was interrupted: nobody knows of this program
-            os.killpg(pid, signal.SIGKILL)
         return None
+
+    def abandon(self, descriptor: int) -> None:
+        """End a program whose caller has gone: it was interrupted, and nobody knows of the program."""
+        self.poll.unregister(descriptor)
+        for pid, waiting in self.programs.items():
+            if waiting.fileno() == descriptor:
+                os.killpg(pid, signal.SIGKILL)
 
     def become(self, request: dict[str, Any], descriptors: list[int], error_write: int) -> None:
         """In the forked child: enter the host and execute the program. Never returns."""
@@ -243,16 +260,21 @@ class Helper:
                     raise rpc.Disconnected
                 waiting = self.programs.pop(pid, None)
                 if waiting is not None:
+                    with contextlib.suppress(KeyError):  # abandoned before
+                        self.poll.unregister(waiting)
                     with contextlib.suppress(rpc.Disconnected), waiting:
                         rpc.send(waiting, {"exit": os.waitstatus_to_exitcode(status)})
 
     def run(self, notebook: int, wakeup: socket.socket) -> None:
         """Serve until the notebook's process or its end of the control socket has gone."""
-        poll = select.poll()
         for descriptor in (self.control.fileno(), notebook, wakeup.fileno()):
-            poll.register(descriptor, select.POLLIN)
+            self.poll.register(descriptor, select.POLLIN)
         while True:
-            for descriptor, _ in poll.poll():
+            told = [descriptor for descriptor, _ in self.poll.poll()]
+            ours = {self.control.fileno(), notebook, wakeup.fileno()}
+            for descriptor in (each for each in told if each not in ours):  # first: those below may close it
+                self.abandon(descriptor)
+            for descriptor in (each for each in told if each in ours):
                 if descriptor == notebook:
                     return
                 try:

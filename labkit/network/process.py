@@ -72,6 +72,8 @@ class Program:
             self._status.settimeout(20)
             reply, _ = rpc.receive(self._status)
         except BaseException as exc:
+            if hasattr(self, "_status"):
+                self._status.close()  # by which the helper knows that nobody will have this program
             if isinstance(exc, rpc.Disconnected):
                 raise LabClosed(f"{self.args[0]!r} was not started: the lab is closed") from exc
             raise

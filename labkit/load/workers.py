@@ -1,0 +1,54 @@
+"""What servers with workers need: to start one, in a thread or in a process of its own, and to wait for sockets."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+COMM_BYTES = 15  # of a name the kernel keeps so many
+PR_SET_PDEATHSIG = 1
+
+
+class Start(Protocol):
+    """How a pattern starts its workers: ``thread`` or ``process``."""
+
+    def __call__(self, name: str, function: Callable[..., object], *args: Any) -> None: ...
+
+
+def thread(name: str, function: Callable[..., object], *args: Any) -> None:
+    """Run a function in a thread of this process: it shares the GIL with the others."""
+    threading.Thread(target=function, args=args, name=name, daemon=True).start()
+
+
+def process(name: str, function: Callable[..., object], *args: Any) -> None:
+    """Run a function in a fork of this process: a GIL of its own, and the sockets of the parent."""
+    parent = os.getpid()
+    if os.fork() != 0:
+        return
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # else it ended before this process could ask for its end
+            call_this_thread(name)
+            function(*args)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def readable(selector: selectors.BaseSelector) -> list[socket.socket]:
+    """Wait until some of a selector's sockets can be read or accepted from. Returns those."""
+    return [key.fileobj for key, _ in selector.select()]  # type: ignore[misc]
+
+
+def call_this_thread(name: str) -> None:
+    """Let the kernel know a thread's name, which Python before 3.14 does not."""
+    Path("/proc/thread-self/comm").write_bytes(name.encode()[:COMM_BYTES])
