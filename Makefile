@@ -21,7 +21,7 @@ test: env
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest -n 3 $(ARGS)
 
 lock:
 	@PATH="$$PATH:.venv/bin" uv pip compile --quiet --universal --extra test --annotation-style line \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -219,4 +220,34 @@ def test_the_race(browser: Any, jupyterlab: str) -> None:
     page.wait_for_selector('img[alt^="At 45 ms"]', timeout=RUN_MS)
     page.locator(".widget-slider").scroll_into_view_if_needed()
     keep_screenshot(page, "race-slider")
+    page.close()
+
+
+def test_the_queues_live(browser: Any, jupyterlab: str) -> None:
+    """The view follows the server while it runs, and ends with all that happened; a slider moves the queues."""
+    page = open_and_run(browser, jupyterlab, "04_execution/02_accept_queues.ipynb")
+    live = cell(page, "display(live(watch))")
+    # While the cell runs again the view is drawn again and again: collect what each picture says.
+    live.evaluate(
+        """cell => {
+            window.seen = new Set();
+            const look = () => cell.querySelectorAll('.widget-html img').forEach(i => window.seen.add(i.alt));
+            new MutationObserver(look).observe(cell, {subtree: true, childList: true, attributes: true});
+        }"""
+    )
+    live.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("window.seen.size >= 3", timeout=RUN_MS)
+    live.locator('.widget-html img[alt*="in 1."], .widget-html img[alt*="in 2."]').first.wait_for(timeout=RUN_MS)
+    peaks = [re.findall(r"Accept queue (\d+)", alt) for alt in page.evaluate("[...window.seen]")]
+    assert len({peak for found in peaks for peak in found}) >= 2
+    live.scroll_into_view_if_needed()
+    keep_screenshot(page, "queues-live")
+
+    panel = cell(page, "interact(\n    explore")
+    panel.locator(".noUi-handle").first.focus()
+    page.keyboard.press("ArrowRight")
+    panel.locator('img[alt^="24 clients, listen(9): 10 queued"]').wait_for(timeout=RUN_MS)
+    panel.scroll_into_view_if_needed()
+    keep_screenshot(page, "queues-slider")
     page.close()

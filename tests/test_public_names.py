@@ -77,10 +77,19 @@ MET = {
     "labkit.capture.messages": ["Dissected", "Flow", "Message"],
     "labkit.doctor": ["Check", "Report"],
     "labkit.handshakes.phases": ["Timeline", "connections", "evidence", "timeline"],
+    "labkit.load.load": ["Load", "load"],
+    "labkit.load.server_process": ["ServerProcess"],
+    "labkit.load.trial": ["Trial", "trial"],
+    "labkit.load.workers": ["process", "readable", "thread"],
     "labkit.network.host": ["Counters", "Sysctl"],
     "labkit.network.link": ["Counts"],
     "labkit.network.process": ["Completed", "Program"],
     "labkit.network.wire_control": ["RuleHandle", "WireControl"],
+    "labkit.plots.live": ["LiveView"],
+    "labkit.queues.fill": ["Filled", "fill"],
+    "labkit.queues.history": ["ConnectionHistory", "History", "ListenerHistory", "Steps"],
+    "labkit.queues.run_queue": ["ThreadTimes", "between", "threads_of", "tree"],
+    "labkit.queues.watch": ["Watch"],
 }
 
 

@@ -61,8 +61,13 @@ def _path(book: Contents, section: Section) -> str:
 
 
 def _fill(text: str, section: Section) -> str:
-    text = text.replace(
-        "from labkit.learn.template import section", f"from labkit.sections import {_word(section)} as section"
+    ours, plots = "from labkit.learn.template import section", "from labkit.plots import plot_ladder"
+    # The two change places, because imports are sorted.
+    text = re.sub(
+        rf"{re.escape(ours)}(.*?){re.escape(plots)}",
+        rf"{plots}\1from labkit.sections import {_word(section)} as section",
+        text,
+        flags=re.DOTALL,
     )
     for mark, value in (
         ("template.section", section.id),

@@ -1,0 +1,441 @@
+"""What the section "SYN and accept queues" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from labkit.capture.captured import Captured
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judge import describe
+from labkit.queues.watch import Watch
+
+PORT = 8080
+RTT_MS = 10
+WAIT_S = 8.0
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def _wait_until(happened: Callable[[], bool], seconds: float = WAIT_S) -> bool:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _new_client(lab: Lab) -> socket.socket:
+    client = lab["client"].socket()
+    client.setblocking(False)
+    return client
+
+
+def _call(lab: Lab, client: socket.socket) -> None:
+    """Begin to connect: the SYN leaves."""
+    client.connect_ex((lab.server.ip, PORT))
+
+
+def _connected(client: socket.socket) -> bool:
+    try:
+        client.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _listen(lab: Lab, backlog: int) -> socket.socket:
+    with lab.server:
+        return socket.create_server((lab.server.ip, PORT), backlog=backlog)
+
+
+def _count(watch: Watch, name: str) -> int:
+    return watch.so_far().counters.get(f"TcpExt{name}", 0)
+
+
+# Exercise 1
+
+
+def _judge_capacity(accept_capacity: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, _listen(lab, 5), lab.watch(PORT) as watch:
+        with lab.client:
+            answer = accept_capacity((lab.server.ip, PORT))
+        seen = watch.so_far()
+    held = seen.accept_queue.peak
+    if isinstance(answer, bool) or not isinstance(answer, int):
+        raise Wrong(f"it returned {answer!r}: give the number of connections as an int")
+    if seen.counters.get("TcpExtSyncookiesRecv") and answer > held:
+        raise Wrong(
+            f"you say {answer}, and the server's accept queue held {held}: the SYN queue was full, so the others "
+            "got SYN cookies and believe that they are connected. Let each client finish before the next one "
+            "begins"
+        )
+    if not seen.counters.get("TcpExtListenDrops"):
+        raise Wrong(
+            f"the server dropped nothing: its accept queue held {held} when you stopped, and there was room left"
+        )
+    if answer != held:
+        raise Wrong(
+            f"you say {answer}, and the server's accept queue held {held}: count the clients that got a connection"
+        )
+    return f"The server called listen(5), and {held} fit: found from outside."
+
+
+CAPACITY = Exercise(
+    id="execution.accept_queues.capacity",
+    task=(
+        "A server listens at `address` and accepts nothing. Write `accept_capacity(address)`: find out from the "
+        "client's side how many connections fit into its accept queue, and return the number. You do not see the "
+        "server's counters. The round trip takes 10 ms."
+    ),
+    starter="def accept_capacity(address):\n    return ...\n",
+    solution=(
+        "import contextlib\n"
+        "import socket\n\n\n"
+        "def accept_capacity(address):\n"
+        "    with contextlib.ExitStack() as waiting:\n"
+        "        count = 0\n"
+        "        while True:\n"
+        "            try:\n"
+        "                waiting.enter_context(socket.create_connection(address, timeout=0.4))\n"
+        "            except TimeoutError:\n"
+        "                return count\n"
+        "            count += 1\n"
+    ),
+    explanation=(
+        "One client after the other, so that each handshake has left the SYN queue before the next begins: then no "
+        "SYN gets a cookie, and connect tells the truth. A client that gets no answer within many round trips met a "
+        "full accept queue. The time-out of connect has to be shorter than the second after which the kernel sends "
+        "the SYN again."
+    ),
+    hints=(
+        "What does a client see whose SYN finds the accept queue full? It is not an error from the server.",
+        "socket.create_connection takes a timeout. How many round trips are enough to say that no answer comes?",
+        "Connect in a loop, keep the sockets, and count until a TimeoutError. One after the other: at once, SYN "
+        "cookies would let every connect succeed.",
+    ),
+    mistakes=(
+        Mistake(
+            "import contextlib\n"
+            "import socket\n"
+            "import time\n\n\n"
+            "def accept_capacity(address):\n"
+            "    with contextlib.ExitStack() as stack:\n"
+            "        clients = [stack.enter_context(socket.socket()) for _ in range(30)]\n"
+            "        for client in clients:\n"
+            "            client.setblocking(False)\n"
+            "            client.connect_ex(address)\n"
+            "        time.sleep(0.3)\n"
+            "        return sum(not client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) for client in clients)\n",
+            "believe that they are connected",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def accept_capacity(address):\n"
+            "    waiting = []\n"
+            "    try:\n"
+            "        for number in range(1, 100):\n"
+            "            waiting.append(socket.create_connection(address, timeout=0.4))\n"
+            "    except TimeoutError:\n"
+            "        return number\n",
+            "count the clients that got a connection",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def accept_capacity(address):\n"
+            "    waiting = [socket.create_connection(address, timeout=0.4) for _ in range(3)]\n"
+            "    return len(waiting)\n",
+            "there was room left",
+        ),
+    ),
+    judge=_judge_capacity,
+    needs="kernel",
+)
+
+
+# Exercise 2
+
+CLIENTS = 10
+BACKLOG = 2
+PATIENCE_S = 0.6
+
+
+class _Work:
+    """Serves one connection, and takes as long as the judge wants: a backend that is slow."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def __call__(self, connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(WAIT_S)
+            connection.recv(65536)
+            self.go_on.wait(WAIT_S)
+            connection.sendall(ANSWER)
+
+
+def _answered(client: socket.socket) -> bool:
+    try:
+        client.settimeout(WAIT_S / 4)
+        return client.recv(65536).startswith(b"HTTP/1.1 200")
+    except OSError:
+        return False
+
+
+def _judge_keep_accepting(keep_accepting: Callable[..., Any]) -> str:
+    raised: list[BaseException] = []
+    work = _Work()
+
+    def run() -> None:
+        try:
+            keep_accepting(listener, work, CLIENTS)
+        except BaseException as exc:
+            raised.append(exc)
+
+    with (
+        Lab(rtt_ms=RTT_MS) as lab,
+        _listen(lab, BACKLOG) as listener,
+        lab.watch(PORT) as watch,
+        contextlib.ExitStack() as callers,
+    ):
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        clients = []
+        patience_s = PATIENCE_S
+        for number in range(CLIENTS):
+            client = callers.enter_context(_new_client(lab))
+            clients.append(client)
+            _call(lab, client)
+
+            def decided(client: socket.socket = client) -> bool:
+                return _connected(client) or _count(watch, "ListenDrops") > 0
+
+            _wait_until(decided, 1.0)
+            if _connected(client):
+                client.sendall(b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+            # The kernel puts a connection into the queue half a round trip after the client has its own.
+            time.sleep(RTT_MS / 1000)
+            if not _wait_until(lambda: not watch.so_far().accept_queue.last, patience_s):
+                patience_s = 0.02  # nobody accepts: the others need not wait as long
+            if raised:
+                raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
+            if number == 0 and not _connected(client):
+                raise MeasurementFailed("the first client could not connect: try again")
+        seen = watch.so_far()
+        work.go_on.set()
+        dropped, held = seen.counters.get("TcpExtListenDrops", 0), seen.accept_queue.last
+        if dropped:
+            raise Wrong(
+                f"while `work` was busy nobody accepted: {held} connections stood in the accept queue, and the "
+                "kernel dropped what came after them"
+            )
+        if held:
+            raise Wrong(
+                f"while `work` was busy nobody accepted: the accept queue held {held} connections. A longer queue "
+                "lets them wait, it does not serve them"
+            )
+        answers = sum(map(_answered, clients))
+        thread.join(WAIT_S / 4)
+    if raised:
+        raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
+    if answers < CLIENTS:
+        raise Wrong(f"{answers} of {CLIENTS} clients got a response: hand every connection to `work`")
+    if thread.is_alive():
+        raise Wrong(f"all {CLIENTS} clients are served, and your function has not returned")
+    most = seen.accept_queue.peak
+    return f"{CLIENTS} clients, listen({BACKLOG}), nothing dropped: at most {most} was seen in the accept queue."
+
+
+KEEP_ACCEPTING = Exercise(
+    id="execution.accept_queues.keep_accepting",
+    task=(
+        "Write `keep_accepting(listener, work, clients)`: accept that many connections and call `work(connection)` "
+        "for each. `work` reads the request, answers and closes, but its backend is slow: it may not return before "
+        "all clients are there. The listener has a backlog of 2, and 10 clients come. None may be left in the accept "
+        "queue while `work` is busy. Return when all are served."
+    ),
+    starter="def keep_accepting(listener, work, clients):\n    return ...\n",
+    solution=(
+        "from concurrent.futures import ThreadPoolExecutor\n\n\n"
+        "def keep_accepting(listener, work, clients):\n"
+        "    with ThreadPoolExecutor(max_workers=4) as pool:\n"
+        "        for _ in range(clients):\n"
+        "            connection, _ = listener.accept()\n"
+        "            pool.submit(work, connection)\n"
+    ),
+    explanation=(
+        "The thread that accepts does nothing else, so a slow backend cannot keep it away from the accept queue. "
+        "Connections that no worker can take yet wait in the pool's queue. That one the program sees: it can count "
+        "them, refuse some with 503, or stop accepting on purpose. In the kernel's queue it can do none of that."
+    ),
+    hints=(
+        "Where is your program while `work` waits for its backend, and who calls accept meanwhile?",
+        "Let one thread only accept, and hand each connection to another thread.",
+        "ThreadPoolExecutor.submit returns at once, also when all workers are busy. Leaving its with block waits for "
+        "all.",
+    ),
+    mistakes=(
+        Mistake(
+            "def keep_accepting(listener, work, clients):\n"
+            "    for _ in range(clients):\n"
+            "        connection, _ = listener.accept()\n"
+            "        work(connection)\n",
+            "the kernel dropped what came after them",
+        ),
+        Mistake(
+            "def keep_accepting(listener, work, clients):\n"
+            "    listener.listen(128)\n"
+            "    for _ in range(clients):\n"
+            "        connection, _ = listener.accept()\n"
+            "        work(connection)\n",
+            "A longer queue lets them wait",
+        ),
+        Mistake(
+            "import threading\n\n\n"
+            "def keep_accepting(listener, work, clients):\n"
+            "    busy = None\n"
+            "    for _ in range(clients):\n"
+            "        connection, _ = listener.accept()\n"
+            "        if busy is None or not busy.is_alive():\n"
+            "            busy = threading.Thread(target=work, args=(connection,))\n"
+            "            busy.start()\n"
+            "        else:\n"
+            "            connection.close()\n"
+            "    busy.join()\n",
+            "1 of 10 clients got a response",
+        ),
+    ),
+    judge=_judge_keep_accepting,
+    deadline_s=20.0,
+    needs="kernel",
+)
+
+EXERCISES = (CAPACITY, KEEP_ACCEPTING)
+
+
+# The hidden trace
+
+
+def _seventh(lab: Lab) -> Captured:
+    """Five clients fill the queue of a listener with backlog 4, two more come; then the server accepts again."""
+    with (
+        contextlib.ExitStack() as stack,
+        _listen(lab, 4) as listener,
+        lab.watch(PORT) as watch,
+    ):
+
+        def decided() -> int:
+            seen = watch.so_far()
+            return seen.accept_queue.last + seen.counters.get("TcpExtListenDrops", 0)
+
+        def settle(clients: int) -> None:
+            _wait_until(lambda: decided() >= clients)
+
+        *five, sixth, seventh = (stack.enter_context(_new_client(lab)) for _ in range(7))
+        for client in five:
+            _call(lab, client)
+        settle(5)
+        _call(lab, sixth)
+        settle(6)
+        with lab.capture() as capture:
+            _call(lab, seventh)
+            settle(7)
+            mine = seventh.getsockname()
+            listener.settimeout(WAIT_S)
+            while True:
+                connection, peer = listener.accept()
+                stack.enter_context(connection)
+                if peer == mine:
+                    break
+            seventh.settimeout(WAIT_S)
+            seventh.sendall(b"GET /seventh HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+            connection.settimeout(WAIT_S)
+            connection.recv(65536)
+            connection.sendall(ANSWER)
+            seventh.recv(65536)
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """What the SYN of client 7 goes through at a backlog of 4, live or recorded, with four blanks."""
+    capture = lab.live_or_recorded("execution.accept_queues/trace", _seventh, lab)
+    groups = [group for group in connections(capture.messages) if begins(group[0])]
+    packets = max(groups, key=lambda group: sum(packet.payload for packet in group))
+    return HiddenTrace(
+        "execution.accept_queues.trace",
+        packets,
+        [
+            Blank("SYN-ACK", "what", "there was room when the second SYN came: how does a server answer it?"),
+            Blank("GET /seventh", "seq", "a SYN takes one number, and the second SYN was the first one again"),
+            Blank("GET /seventh", "round trip", "a timer is no round trip: which answers had the client waited for?"),
+            Blank("200 OK", "from", "who answers a request?"),
+        ],
+        hints=(
+            "The first SYN found the accept queue full. No packet answers it: the client's timer sends it once more.",
+            "The SYN has number 0, each time that it is sent. What comes next has number 1.",
+            "Round trips are counted by cause and effect: the request waited for one answer, the SYN-ACK.",
+        ),
+        explanation=(
+            "SYN, dropped without a word; after a second, by the client's timer, the same SYN again with the same "
+            "number (RFC 6298 §2.1). By then the server accepts, so this one is answered. Two SYNs, one round trip, "
+            "and more than a second that no host was busy in."
+        ),
+        tier=capture.tier,
+    )
+
+
+QUIZ = Quiz(
+    Question(
+        "A dashboard shows ListenOverflows growing all day. The CPU is idle, the database slow. What helps the "
+        "clients?",
+        (
+            Option(
+                "A larger backlog and somaxconn.",
+                "That lets more of them wait. With a server slower than its load the longer queue is full as well, "
+                "and each client in it waits longer.",
+            ),
+            Option(
+                "Accepting at once, and refusing early what cannot be served.",
+                "Then the program decides who waits, and a client that is refused can go elsewhere, instead of "
+                "waiting for a timer.",
+                right=True,
+            ),
+            Option(
+                "SYN cookies.",
+                "They replace places in the SYN queue. The accept queue is full here, and they make no room in it.",
+            ),
+        ),
+    ),
+    Question(
+        "listen(1000) on a host with net.core.somaxconn = 128. How many connections can wait for accept?",
+        (
+            Option("1001", "The kernel caps what you ask for, and tells nobody: listen returns without an error."),
+            Option("129", "min(1000, 128), and the one that this kernel takes more.", right=True),
+            Option("none: listen fails", "It succeeds. Only ss -ltn or netlink shows what the limit has become."),
+        ),
+    ),
+    Question(
+        "Most connects to a service take 2 ms, some take 1.002 s, hardly any lie in between. What do you look at "
+        "first?",
+        (
+            Option(
+                "The accept queue of the service and ListenOverflows.",
+                "One second is the first retransmission of a SYN. Something dropped it, and a full accept queue is "
+                "the usual reason where the network is sound.",
+                right=True,
+            ),
+            Option(
+                "The CPU of the service.",
+                "A busy server delays by any amount of time. Exactly one second more is a timer.",
+            ),
+            Option("Nagle's algorithm.", "It holds small segments of data back, for 40 ms at most, and never a SYN."),
+        ),
+    ),
+)

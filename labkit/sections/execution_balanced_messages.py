@@ -1,0 +1,511 @@
+"""What the section "One acceptor and reader, balanced messages" asks: two exercises, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from labkit.capture.captured import Captured
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judge import describe
+from labkit.sections.execution_many_readers import listen, wait_until
+
+PORT = 8080
+RTT_MS = 5
+WAIT_S = 5.0
+SOON_S = 1.5  # for what arrives within a round trip or never
+
+Kept = dict[Any, Any]
+
+
+def response_to(name: str) -> bytes:
+    """The response to GET /name, which says what it is for in its first line, too."""
+    body = f"this is {name}".encode()
+    return b"HTTP/1.1 200 for /%s\r\nContent-Length: %d\r\n\r\n%s" % (name.encode(), len(body), body)
+
+
+class _Dispatcher:
+    """A server with balanced messages whose workers are the judge: a request is done when ``finish`` says so.
+
+    Args:
+        lab: on its server it listens.
+        workers: how many requests can be worked on at once.
+        in_order: the learner's, or None to send each response when it is there.
+        admit: the learner's, or None to let all wait.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        workers: int,
+        *,
+        in_order: Callable[..., Any] | None = None,
+        admit: Callable[..., Any] | None = None,
+    ) -> None:
+        self.now_s = 0.0  # the judge's clock
+        self.running: dict[str, tuple[int, int]] = {}
+        self.waiting: collections.deque[tuple[float, str, int, int]] = collections.deque()
+        self.raised: list[BaseException] = []
+        self._workers, self._in_order, self._admit = workers, in_order, admit
+        self._kept: Kept = {}
+        self._listener = listen(lab.server, PORT)
+        self._done, self._ear = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connections: dict[int, socket.socket] = {}
+        self._buffers: dict[int, bytes] = {}
+        self._numbers: dict[int, int] = {}
+        with lab.server:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+
+    def __enter__(self) -> _Dispatcher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.close()  # which ends the thread
+        self._thread.join(WAIT_S)
+
+    def finish(self, name: str) -> None:
+        """A worker is done with this request."""
+        wait_until(lambda: self.raised or name in self.running, f"the request for /{name} is worked on")
+        self.check()
+        self._done.sendall(name.encode())
+
+    def check(self) -> None:
+        """Raises Wrong where the learner's code has raised."""
+        if self.raised:
+            raise Wrong(f"your code raised {describe(self.raised[0])}") from self.raised[0]
+
+    def _run(self) -> None:
+        try:
+            with contextlib.ExitStack() as mine, selectors.DefaultSelector() as selector:
+                for each in (self._listener, self._ear):
+                    selector.register(mine.enter_context(each), selectors.EVENT_READ)
+                while True:
+                    for key, _ in selector.select():
+                        ready = key.fileobj
+                        assert isinstance(ready, socket.socket)
+                        if ready is self._ear:
+                            name = ready.recv(4096).decode()
+                            if not name:
+                                return
+                            self._finished(name)
+                        elif ready is self._listener:
+                            connection = mine.enter_context(ready.accept()[0])
+                            number = len(self._connections) + 1
+                            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                            self._connections[number] = connection
+                            self._buffers[number] = b""
+                            selector.register(connection, selectors.EVENT_READ, number)
+                        elif not self._read(key.data):
+                            selector.unregister(ready)
+                            ready.close()
+        except BaseException as exc:
+            self.raised.append(exc)
+
+    def _read(self, number: int) -> bool:
+        try:
+            data = self._connections[number].recv(65536)
+        except OSError:
+            return False
+        *requests, self._buffers[number] = (self._buffers[number] + data).split(b"\r\n\r\n")
+        for request in requests:
+            name = request.split()[1].decode().strip("/")
+            self._numbers[number] = self._numbers.get(number, 0) + 1
+            if len(self.running) < self._workers:
+                self.running[name] = number, self._numbers[number]
+                continue
+            refusal = self._admit(self._view(), self.now_s) if self._admit else None
+            if refusal is None:
+                self.waiting.append((self.now_s, name, number, self._numbers[number]))
+            else:
+                self._send(number, refusal)
+        return bool(data)
+
+    def _view(self) -> collections.deque[tuple[float, str]]:
+        return collections.deque((since_s, name) for since_s, name, _, _ in self.waiting)
+
+    def _finished(self, name: str) -> None:
+        number, place = self.running.pop(name)
+        response = response_to(name)
+        for each in self._in_order(self._kept, number, place, response) if self._in_order else [response]:
+            self._send(number, each)
+        if self.waiting:
+            _, following, *whose = self.waiting.popleft()
+            self.running[following] = whose[0], whose[1]
+
+    def _send(self, number: int, response: Any) -> None:
+        if not isinstance(response, (bytes, bytearray)):
+            raise TypeError(f"{response!r:.60} cannot be sent: a response is bytes")
+        with contextlib.suppress(ConnectionError):
+            self._connections[number].sendall(response)
+
+
+class _Client:
+    """A client that reads responses one by one."""
+
+    def __init__(self, lab: Lab, stack: contextlib.ExitStack, server: _Dispatcher) -> None:
+        with lab.client:
+            self._socket = stack.enter_context(socket.create_connection(("server.lab", PORT), timeout=SOON_S))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._server = server
+        self._buffer = b""
+
+    def ask(self, *names: str) -> None:
+        self._socket.sendall(b"".join(b"GET /%s HTTP/1.1\r\nHost: server.lab\r\n\r\n" % n.encode() for n in names))
+
+    def response(self, timeout_s: float = SOON_S) -> tuple[bytes, bytes]:
+        """Head and body of the next response. Raises TimeoutError; Wrong where it is none, or the connection ended."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            head, end, rest = self._buffer.partition(b"\r\n\r\n")
+            if end:
+                lengths = [line[15:] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                if not lengths or not lengths[0].strip().isdigit():
+                    raise Wrong(
+                        f"the client received {head[:60]!r} without a Content-Length: it cannot tell where the body "
+                        f"ends"
+                    )
+                length = int(lengths[0])
+                if len(rest) >= length:
+                    self._buffer = rest[length:]
+                    return head, rest[:length]
+            self._server.check()
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            data = self._socket.recv(65536)
+            if not data:
+                self._server.check()
+                raise Wrong("the client's connection was closed before its response was complete")
+            self._buffer += data
+
+
+# Exercise 1
+
+
+def _judge_in_order(in_order: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as stack:
+        server = stack.enter_context(_Dispatcher(lab, 8, in_order=in_order))
+        first, other = (_Client(lab, stack, server) for _ in range(2))
+        first.ask("a1", "a2", "a3")
+        other.ask("b1")
+        wait_until(lambda: len(server.running) == 4, "four requests are worked on")
+
+        def expect(client: _Client, name: str, why: str) -> None:
+            try:
+                _, body = client.response()
+            except TimeoutError:
+                server.check()
+                raise Wrong(f"the response to /{name} never left: {why}") from None
+            if body != response_to(name).rpartition(b"\r\n\r\n")[2]:
+                raise Wrong(
+                    f"where the client expects the response to /{name}, it received {body.decode(errors='replace')!r}: "
+                    "it takes responses for answers to its requests in the order in which it asked"
+                )
+
+        server.finish("b1")
+        expect(other, "b1", "nothing of that connection was out before it. Each connection has an order of its own")
+        for name in ("a3", "a2"):
+            server.finish(name)
+        wait_until(lambda: server.raised or len(server.running) == 1, "two workers are done")
+        server.check()
+        lab.wire.settle()
+        with contextlib.suppress(TimeoutError):
+            _, body = first.response(0.05)
+            raise Wrong(
+                f"the client asked for a1, a2 and a3, and the first response that it received says "
+                f"{body.decode(errors='replace')!r}: it takes it for the one to /a1"
+            )
+        server.finish("a1")
+        for name in ("a1", "a2", "a3"):
+            expect(first, name, "what waited for the one before it may leave as soon as that one has")
+        first.ask("a4")
+        server.finish("a4")
+        expect(first, "a4", "the ones before it had been sent, so it is the next")
+        server.check()
+    return "Worked on side by side, answered in order; and a slow request of one client held up nobody else."
+
+
+IN_ORDER = Exercise(
+    id="execution.balanced_messages.in_order",
+    task=(
+        "Write `in_order(kept, connection, number, response)`. A dispatcher numbers the requests of each connection "
+        "1, 2, 3 … as they arrive, and gives them to workers, which finish in any order. It calls your function "
+        "whenever a response is ready. Return the list of responses to send on this connection now, in order; it may "
+        "be empty. `kept` is a dictionary, empty at first, the same one at each call, for what you need to remember; "
+        "`connection` is a number. The check pipelines three requests, finishes the last one first, and uses a second "
+        "connection."
+    ),
+    starter="def in_order(kept, connection, number, response):\n    return ...\n",
+    solution=(
+        "def in_order(kept, connection, number, response):\n"
+        "    early, following = kept.setdefault(connection, ({}, [1]))\n"
+        "    early[number] = response\n"
+        "    ready = []\n"
+        "    while following[0] in early:\n"
+        "        ready.append(early.pop(following[0]))\n"
+        "        following[0] += 1\n"
+        "    return ready\n"
+    ),
+    explanation=(
+        "This is what TCP does with segments that arrive early: keep them until the gap is closed, then hand over all "
+        "that is in order. The workers stay busy, and the client sees the order that RFC 9112 §9.3.2 promises it. The "
+        "price is head-of-line blocking on that one connection, and memory for what waits."
+    ),
+    hints=(
+        (
+            "Keep early responses by connection and number, and remember which number is the next to leave on each "
+            "connection."
+        ),
+        "When the missing one is there, more than one may leave: go on as long as the next number is kept.",
+        "kept.setdefault(connection, ({}, [1])) gives each connection a place for early ones and a next number.",
+    ),
+    mistakes=(
+        Mistake(
+            "def in_order(kept, connection, number, response):\n    return [response]\n",
+            "the first response that it received says 'this is a3'",
+        ),
+        Mistake(
+            "def in_order(kept, connection, number, response):\n"
+            "    kept[number] = response\n"
+            "    ready = []\n"
+            "    while kept.get('sent', 0) + 1 in kept:\n"
+            "        kept['sent'] = kept.get('sent', 0) + 1\n"
+            "        ready.append(kept.pop(kept['sent']))\n"
+            "    return ready\n",
+            "the first response that it received says 'this is a2'",
+        ),
+        Mistake(
+            "def in_order(kept, connection, number, response):\n"
+            "    kept[connection, number] = response\n"
+            "    following = kept.setdefault(connection, 1)\n"
+            "    if (connection, following) not in kept:\n"
+            "        return []\n"
+            "    kept[connection] = following + 1\n"
+            "    return [kept.pop((connection, following))]\n",
+            "the response to /a2 never left",
+        ),
+    ),
+    judge=_judge_in_order,
+    deadline_s=15.0,
+)
+
+
+# Exercise 2
+
+MOST, OLDEST_S = 4, 1.0
+
+
+def _judge_admit(admit: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as stack:
+        server = stack.enter_context(_Dispatcher(lab, 2, admit=admit))
+        client = _Client(lab, stack, server)
+
+        def ask(name: str) -> bool:
+            """Whether it is let in: it waits, or is worked on."""
+            waiting, running = len(server.waiting), len(server.running)
+            client.ask(name)
+            try:
+                wait_until(
+                    lambda: (
+                        server.raised or len(server.waiting) > waiting or len(server.running) > running or _refused()
+                    ),
+                    f"what becomes of /{name}",
+                )
+            finally:
+                server.check()
+            return len(server.waiting) > waiting or len(server.running) > running
+
+        refused: list[bytes] = []
+
+        def _refused() -> bool:
+            with contextlib.suppress(TimeoutError):
+                refused.append(client.response(0.002)[0])
+                return True
+            return False
+
+        for name in ("busy1", "busy2"):
+            ask(name)
+        for number in range(1, MOST + 1):
+            if not ask(f"w{number}"):
+                raise Wrong(
+                    f"{number - 1} were waiting, none of them for long, and one more was refused: {MOST} may wait"
+                )
+        if ask("w5"):
+            raise Wrong(f"{MOST} were waiting, and one more was let in: {len(server.waiting)} wait now")
+        head = refused.pop()
+        if not head.startswith(b"HTTP/1.1 503 "):
+            raise Wrong(f"who is refused received {head[:40]!r}: give HTTP/1.1 503, so that a client knows what it is")
+        if b"\nretry-after:" not in head.lower():
+            raise Wrong("the 503 has no Retry-After: without it clients come back at once, and make it worse")
+        for name in ("busy1", "busy2", "w1", "w2", "w3"):
+            server.finish(name)
+            client.response()
+        wait_until(lambda: list(server.running) == ["w4"] and not server.waiting, "only w4 is left")
+        for name in ("x1", "x2"):
+            if not ask(name):
+                raise Wrong("the queue was empty again, and a request was refused")
+        server.now_s = OLDEST_S + 0.5
+        if ask("x3"):
+            raise Wrong(
+                f"one was waiting, since {server.now_s:g} s, and another was let in: a short queue that does not move "
+                f"is "
+                "a long wait, too"
+            )
+        server.finish("w4")
+        client.response()
+        if not ask("x4"):
+            raise Wrong("nobody was waiting any more, and a request was refused")
+        server.check()
+    return (
+        f"At most {MOST} wait, none is let in behind one that waits for long, and the refused know when to try again."
+    )
+
+
+ADMIT = Exercise(
+    id="execution.balanced_messages.admit",
+    task=(
+        "The kernel's backlog does not limit this pattern's queue, so you do. Write `admit(waiting, now)`. The "
+        "dispatcher calls it when a request arrives and all workers are busy. `waiting` is its queue, a deque of "
+        "`(since, request)`, oldest first; `since` and `now` are seconds of one clock. Return `None` to let the "
+        "request wait. Return a complete response, as bytes, to refuse it, if 4 are waiting already, or if the oldest "
+        "has waited for more than a second. Refuse with status 503, a `Retry-After` and a `Content-Length`."
+    ),
+    starter="def admit(waiting, now):\n    return ...\n",
+    solution=(
+        "def admit(waiting, now):\n"
+        "    if len(waiting) >= 4 or (waiting and now - waiting[0][0] > 1):\n"
+        "        return b'HTTP/1.1 503 Service Unavailable\\r\\nRetry-After: 1\\r\\nContent-Length: 0\\r\\n\\r\\n'\n"
+        "    return None\n"
+    ),
+    explanation=(
+        "The length bounds the memory, the age bounds the wait. A queue of four is long if nothing moves. Refusing "
+        "costs the server next to nothing and tells the client at once (RFC 9110 §15.6.4, Retry-After in §10.2.3). "
+        "Export both numbers as metrics: no tool that looks at the kernel sees this queue."
+    ),
+    hints=(
+        "Two conditions, each enough by itself: one on len(waiting), one on the age of waiting[0].",
+        "waiting may be empty: look before you take waiting[0].",
+        "b'HTTP/1.1 503 Service Unavailable\\r\\nRetry-After: 1\\r\\nContent-Length: 0\\r\\n\\r\\n'",
+    ),
+    mistakes=(
+        Mistake("def admit(waiting, now):\n    waiting.append(now)\n    return None\n", "and one more was let in"),
+        Mistake(
+            "def admit(waiting, now):\n"
+            "    if len(waiting) >= 4:\n"
+            "        return b'HTTP/1.1 503 Busy\\r\\nRetry-After: 1\\r\\nContent-Length: 0\\r\\n\\r\\n'\n",
+            "a short queue that does not move",
+        ),
+        Mistake(
+            "def admit(waiting, now):\n"
+            "    if len(waiting) >= 4 or (waiting and now - waiting[0][0] > 1):\n"
+            "        return b'HTTP/1.1 503 Service Unavailable\\r\\nContent-Length: 0\\r\\n\\r\\n'\n",
+            "no Retry-After",
+        ),
+        Mistake(
+            "def admit(waiting, now):\n"
+            "    if len(waiting) >= 4 or now - waiting[0][0] > 1:\n"
+            "        return b'HTTP/1.1 503 Busy\\r\\nRetry-After: 1\\r\\nContent-Length: 0\\r\\n\\r\\n'\n",
+            "your code raised IndexError",
+        ),
+        Mistake(
+            "def admit(waiting, now):\n"
+            "    if len(waiting) >= 4 or (waiting and now - waiting[0][0] > 1):\n"
+            "        return b'HTTP/1.1 503 Service Unavailable\\r\\nRetry-After: 1\\r\\n\\r\\n'\n",
+            "without a Content-Length",
+        ),
+    ),
+    judge=_judge_admit,
+    deadline_s=15.0,
+)
+
+EXERCISES = (IN_ORDER, ADMIT)
+
+QUIZ = Quiz(
+    Question(
+        "Latency has gone up tenfold. Accept queue and receive queues of the server are empty. Where do requests wait?",
+        (
+            Option("Nowhere, so the network has become slow.", "An acknowledged request has left the network behind."),
+            Option(
+                "In the program, which has read them and has no idle worker.",
+                ("What is read is gone from the kernel's queues. Only the program knows how much it holds."),
+                right=True,
+            ),
+            Option("In the SYN queue.", "There stand connections that are being opened, not requests."),
+        ),
+    ),
+    Question(
+        "A client pipelines GET /slow and GET /fast on one connection. The worker with /fast is done first. The server",
+        (
+            Option(
+                "sends it at once, it is ready",
+                "The client takes the first response for the one to /slow. There is nothing in it that says otherwise.",
+            ),
+            Option(
+                "keeps it until the response to /slow has been sent",
+                "Responses have the order of the requests (RFC 9112 §9.3.2).",
+                right=True,
+            ),
+            Option("closes the connection", "Pipelining is allowed. The order is what the server owes."),
+        ),
+    ),
+    Question(
+        "Requests take 5 µs each. Why is a thread of workers behind one reader a bad idea?",
+        (
+            Option(
+                "Handing a message over costs as much as the work.",
+                "Each request takes two hops more, with a copy and a wake-up each, and all of them pass one thread.",
+                right=True,
+            ),
+            Option(
+                "The workers would be idle.",
+                "They would. What is lost, though, is lost in the reader, on the way there.",
+            ),
+            Option("The connections would be uneven.", "Workers have no connections. The requests are spread evenly."),
+        ),
+    ),
+)
+
+
+def _pipelined(lab: Lab) -> Captured:
+    with contextlib.ExitStack() as stack, lab.capture() as capture:
+        server = stack.enter_context(_Dispatcher(lab, 2))
+        client = _Client(lab, stack, server)
+        for name in ("slow", "fast"):
+            client.ask(name)
+            wait_until(lambda name=name: name in server.running, f"/{name} is worked on")  # type: ignore[misc]
+        for name in ("fast", "slow"):
+            server.finish(name)
+            client.response(WAIT_S)
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """Two requests one after the other on one connection, answered as they get ready, with three blanks."""
+    capture = _pipelined(lab)
+    packets = next(group for group in connections(capture.messages) if begins(group[0]))
+    return HiddenTrace(
+        "execution.balanced_messages.trace",
+        packets,
+        [
+            Blank("GET /fast", "seq", "it follows the first request, and the payload column says how long that one is"),
+            Blank("for /fast", "what", "two workers have a request each: which of them is done first?"),
+            Blank("for /slow", "seq", "it follows the other response, whichever request it belongs to"),
+        ],
+        hints=(
+            "The client did not wait for the first response before it sent the second request.",
+            "The server sends a response when its worker is done, and a fast one is done first. The first line of a "
+            "response says here what it is for, such as: for /slow",
+        ),
+        explanation=(
+            "The bytes of the server are in order, one response after the other, and TCP is content. That they are in "
+            "the wrong order for the client is nothing that TCP could know."
+        ),
+        tier=capture.tier,
+    )

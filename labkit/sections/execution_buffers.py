@@ -1,0 +1,523 @@
+"""What the section "Send and receive queues" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from labkit.capture.captured import Captured
+from labkit.capture.headers import decode
+from labkit.capture.messages import Dissected
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+
+RTT_MS = 10
+PORT = 8080
+WAIT_S = 6.0
+LOOK_S = 0.005
+
+# The queues of a socket, as in the notebook.
+
+SIOCOUTQNSD = 0x894B  # linux/sockios.h
+
+
+def _count(sock: socket.socket, question: int) -> int:
+    (number,) = struct.unpack("i", fcntl.ioctl(sock, question, bytes(4)))
+    return int(number)
+
+
+def _send_queue(sock: socket.socket) -> int:
+    return _count(sock, termios.TIOCOUTQ)
+
+
+@contextlib.contextmanager
+def _connected(lab: Lab, *, rcvbuf: int = 0, sndbuf: int = 0) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client and the server's end of its connection."""
+    with lab.server, socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if rcvbuf:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
+        listener.bind(("server.lab", PORT))
+        listener.listen()
+        with lab.client, socket.socket() as client:
+            if sndbuf:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
+            client.settimeout(WAIT_S)
+            client.connect(("server.lab", PORT))
+            listener.settimeout(WAIT_S)
+            server, _ = listener.accept()
+            with server:
+                server.settimeout(WAIT_S)
+                yield client, server
+
+
+def _wait(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise MeasurementFailed(f"{what} within {WAIT_S:g} s: is the machine busy? Try again")
+        time.sleep(LOOK_S)
+
+
+# Exercise 1
+
+TOLD = 5_000
+PATIENCE_S = 3.0
+SHORT_S = 0.6
+
+
+def _asked(flush: Callable[..., Any], client: socket.socket, timeout_s: float) -> tuple[Any, float]:
+    client.settimeout(None)
+    begin = time.monotonic()
+    told = flush(client, timeout_s)
+    took_s = time.monotonic() - begin
+    if isinstance(told, bool) or not isinstance(told, int):
+        raise Wrong(f"it returned {told!r}: expected a number of bytes")
+    return told, took_s
+
+
+def _judge_flush(flush: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab:
+        # The first copy of the data is lost, and the kernel needs its timer to send it again: nobody answers at once.
+        with lab.wire.drop(source="client", payload=True, count=1), _connected(lab) as (client, server):
+            client.sendall(bytes(1000))
+            told, took_s = _asked(flush, client, PATIENCE_S)
+            left = _send_queue(client)
+            if told == 0 and left:
+                raise Wrong(
+                    f"it returned 0, and {left:,} bytes are not acknowledged: they have been sent, and the packet was "
+                    "lost. Sent is not acknowledged"
+                )
+            if told:
+                raise Wrong(
+                    f"it returned {told:,} after {took_s:.2f} s, with {PATIENCE_S:g} s to wait: the kernel sends lost "
+                    "data again by itself, so look again until the deadline"
+                )
+            if took_s > PATIENCE_S * 0.8:
+                raise Wrong(
+                    f"it took {took_s:.1f} s of {PATIENCE_S:g} s, and the acknowledgment had come long before: return "
+                    "as soon as nothing is left"
+                )
+            if len(server.recv(2000)) != 1000:
+                raise Wrong("the server did not receive what was written: leave the connection as it is")
+        # A peer that never reads.
+        with _connected(lab, rcvbuf=4096, sndbuf=8192) as (client, _):
+            client.setblocking(False)
+            _wait(lambda: _fills(client), "the send queue did not fill")
+            told, took_s = _asked(flush, client, SHORT_S)
+            left = _send_queue(client)
+    if told != left:
+        raise Wrong(f"the peer does not read, and the send queue holds {left:,} bytes; it returned {told:,}")
+    if took_s < SHORT_S * 0.9:
+        raise Wrong(f"it gave up after {took_s:.2f} s, with {SHORT_S:g} s to wait")
+    return f"A lost packet was waited for, and of a peer that does not read {left:,} bytes were told as left."
+
+
+def _fills(client: socket.socket) -> bool:
+    """Write on; whether nothing more is taken and all that was sent is acknowledged."""
+    with contextlib.suppress(BlockingIOError):
+        client.send(bytes(65536))
+        return False
+    return _send_queue(client) == _count(client, SIOCOUTQNSD)
+
+
+FLUSH = Exercise(
+    id="execution.buffers.flush",
+    task=(
+        "A worker is about to be shut down and wants to know whether its last response has left. Write "
+        "`flush(sock, timeout_s)`: it returns 0 as soon as the peer's kernel has acknowledged all that was written to "
+        "`sock`. After `timeout_s` seconds it returns how many bytes are still not acknowledged, sent or not."
+    ),
+    starter="def flush(sock, timeout_s):\n    return ...\n",
+    solution=(
+        "import fcntl\nimport struct\nimport termios\nimport time\n\n\n"
+        "def flush(sock, timeout_s):\n"
+        "    deadline = time.monotonic() + timeout_s\n"
+        "    while True:\n"
+        "        (left,) = struct.unpack('i', fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))\n"
+        "        if left == 0 or time.monotonic() > deadline:\n"
+        "            return left\n"
+        "        time.sleep(0.002)\n"
+    ),
+    explanation=(
+        "SIOCOUTQ, which is TIOCOUTQ of a socket, counts the whole send queue: bytes that were sent and are not "
+        "acknowledged, and bytes that were not sent yet (tcp(7)). The kernel tells nobody when it is empty, so the "
+        "function looks again. An acknowledgment says that the peer's kernel has the bytes, not that its program does."
+    ),
+    hints=(
+        "Which of the section's counts holds both the bytes in flight and those that were not sent yet?",
+        "The kernel has no event for an empty send queue: look, sleep a little, look again until the deadline.",
+        "struct.unpack('i', fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))) is a tuple with the number.",
+    ),
+    mistakes=(
+        Mistake(
+            "import fcntl\nimport struct\nimport termios\n\n\n"
+            "def flush(sock, timeout_s):\n"
+            "    return struct.unpack('i', fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]\n",
+            "look again until the deadline",
+        ),
+        Mistake(
+            "import fcntl\nimport struct\nimport time\n\n\n"
+            "def flush(sock, timeout_s):\n"
+            "    deadline = time.monotonic() + timeout_s\n"
+            "    while True:\n"
+            "        (left,) = struct.unpack('i', fcntl.ioctl(sock, 0x894B, bytes(4)))\n"
+            "        if left == 0 or time.monotonic() > deadline:\n"
+            "            return left\n"
+            "        time.sleep(0.002)\n",
+            "Sent is not acknowledged",
+        ),
+        Mistake(
+            "import fcntl\nimport struct\nimport termios\nimport time\n\n\n"
+            "def flush(sock, timeout_s):\n"
+            "    time.sleep(timeout_s)\n"
+            "    return struct.unpack('i', fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]\n",
+            "return as soon as nothing is left",
+        ),
+        Mistake(
+            "def flush(sock, timeout_s):\n    sock.settimeout(timeout_s)\n    sock.sendall(b'')\n    return 0\n",
+            "Sent is not acknowledged",
+        ),
+    ),
+    judge=_judge_flush,
+    deadline_s=15.0,
+    needs="kernel",
+)
+
+
+# Exercise 2
+
+MESSAGES, MESSAGE_BYTES = 40, 2000
+STALL_S = 0.8
+FAN_OUT_S = 5.0
+
+
+class _Reader:
+    """A client that reads all; when the last byte came, and the end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.read, self.last_at = sock, b"", 0.0
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.sock.recv(65536):
+                self.read += data
+                self.last_at = time.monotonic()
+
+
+def _judge_fan_out(fan_out: Callable[..., Any]) -> str:
+    # Sockets of this machine, without a lab: the queues are the same, and every tier has them.
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ends, clients = [], []
+        for stuck in (False, True, False, True):
+            end = stack.enter_context(socket.socket())
+            if stuck:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            end.connect(listener.getsockname())
+            ends.append(end)
+            clients.append(stack.enter_context(listener.accept()[0]))
+        readers = [_Reader(ends[0]), _Reader(ends[2])]
+        messages = [b"%-*d\n" % (MESSAGE_BYTES - 1, number) for number in range(MESSAGES)]
+        stuck_clients = [clients[1], clients[3]]
+        dropped_at: list[float] = []
+        watcher = threading.Thread(target=_until_closed, args=(clients[1], dropped_at), daemon=True)
+        watcher.start()
+        result: list[Any] = []
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                result.append(fan_out(list(clients), list(messages), STALL_S))
+            except BaseException as exc:
+                raised.append(exc)
+
+        begin = time.monotonic()
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(FAN_OUT_S)
+        took_s = time.monotonic() - begin
+        watcher.join(1)
+        _wait_until_read(readers, b"".join(messages))
+        counts = [len(reader.read) // MESSAGE_BYTES for reader in readers]
+        if raised:
+            raise Wrong(f"fan_out raised {type(raised[0]).__name__}: {raised[0]}") from raised[0]
+        if thread.is_alive():
+            raise Wrong(
+                f"after {FAN_OUT_S:g} s it has not returned, and the two clients that read have {counts[0]} and "
+                f"{counts[1]} of {MESSAGES} messages: it waits for a client that does not read"
+            )
+        for reader, number in zip(readers, counts, strict=True):
+            if reader.read != b"".join(messages):
+                raise Wrong(
+                    f"a client that reads all received {number} whole messages of {MESSAGES}, or received them out of "
+                    "order: send may take a part of a message, and the rest has to follow"
+                )
+        if not isinstance(result[0], (list, tuple, set)) or set(result[0]) != set(stuck_clients):
+            said = f"{len(result[0])} of them" if isinstance(result[0], (list, tuple, set)) else repr(result[0])
+            raise Wrong(f"two clients do not read, and it returned {said}: return the clients that were dropped")
+        if any(client.fileno() != -1 for client in stuck_clients):
+            raise Wrong("a client was dropped and its socket is still open: close it, or its queue stays in memory")
+        last_at = max(reader.last_at for reader in readers)
+        if not dropped_at or last_at > dropped_at[0]:
+            raise Wrong(
+                "the clients that read had to wait: they received the last message after a stuck client was dropped, "
+                f"{last_at - begin:.1f} s after the start. Keep for each client what it has still to be sent, and go on"
+            )
+        if dropped_at[0] - begin < STALL_S * 0.9:
+            raise Wrong(
+                f"a client was dropped after {dropped_at[0] - begin:.2f} s: its deadline is {STALL_S:g} s without a "
+                "byte taken"
+            )
+    return f"Two clients read all {MESSAGES} messages, two were dropped, and {took_s:.1f} s were enough."
+
+
+def _until_closed(client: socket.socket, moments: list[float]) -> None:
+    """Note when the program closes a socket. Its peer is told much later: behind the bytes that it does not read."""
+    deadline = time.monotonic() + FAN_OUT_S + 1
+    while time.monotonic() < deadline:
+        if client.fileno() == -1:
+            moments.append(time.monotonic())
+            return
+        time.sleep(LOOK_S)
+
+
+def _wait_until_read(readers: Sequence[_Reader], expected: bytes) -> None:
+    deadline = time.monotonic() + 1
+    while any(len(reader.read) < len(expected) for reader in readers) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)
+
+
+FAN_OUT = Exercise(
+    id="execution.buffers.fan_out",
+    task=(
+        "Write `fan_out(clients, messages, stall_s)`: it sends each message, in order, to each of the connected "
+        "sockets in `clients`. A client whose kernel has taken no byte for `stall_s` seconds while there is something "
+        "for it is dropped: its socket is closed. The other clients must not wait for it. Return the list of the "
+        "dropped clients, as soon as all others have been sent everything."
+    ),
+    starter="def fan_out(clients, messages, stall_s):\n    return ...\n",
+    solution=(
+        "import select\nimport time\n\n\n"
+        "def fan_out(clients, messages, stall_s):\n"
+        "    waiting = {client: b''.join(messages) for client in clients}\n"
+        "    moved = dict.fromkeys(clients, time.monotonic())\n"
+        "    dropped = []\n"
+        "    for client in clients:\n"
+        "        client.setblocking(False)\n"
+        "    while waiting:\n"
+        "        _, ready, _ = select.select([], list(waiting), [], 0.02)\n"
+        "        now = time.monotonic()\n"
+        "        for client in list(waiting):\n"
+        "            if client in ready:\n"
+        "                sent = client.send(waiting[client])\n"
+        "                waiting[client] = waiting[client][sent:]\n"
+        "                moved[client] = now\n"
+        "                if not waiting[client]:\n"
+        "                    del waiting[client]\n"
+        "            elif now - moved[client] > stall_s:\n"
+        "                client.close()\n"
+        "                dropped.append(client)\n"
+        "                del waiting[client]\n"
+        "    return dropped\n"
+    ),
+    explanation=(
+        "select says whose kernel has room, so no send blocks, and each client has a queue of its own in the program. "
+        "send takes as much as fits, and the rest stays in the queue. A client is judged by whether it takes anything "
+        "and not by how long its message takes: a slow one may live, a stuck one may not."
+    ),
+    hints=(
+        "With setblocking(False) send takes what fits, tells how many bytes that were, and never waits.",
+        "Keep two things for each client: the bytes that it has still to be sent, and when it last took some.",
+        "select.select([], sockets, [], 0.02)[1] are the sockets that take bytes now. Look at the deadlines each time.",
+    ),
+    mistakes=(
+        Mistake(
+            "def fan_out(clients, messages, stall_s):\n"
+            "    for message in messages:\n"
+            "        for client in clients:\n"
+            "            client.sendall(message)\n"
+            "    return []\n",
+            "it waits for a client that does not read",
+        ),
+        Mistake(
+            "def fan_out(clients, messages, stall_s):\n"
+            "    dropped = []\n"
+            "    for message in messages:\n"
+            "        for client in clients:\n"
+            "            if client in dropped:\n"
+            "                continue\n"
+            "            client.settimeout(stall_s)\n"
+            "            try:\n"
+            "                client.sendall(message)\n"
+            "            except TimeoutError:\n"
+            "                client.close()\n"
+            "                dropped.append(client)\n"
+            "    return dropped\n",
+            "the clients that read had to wait",
+        ),
+        Mistake(
+            "import select\nimport time\n\n\n"
+            "def fan_out(clients, messages, stall_s):\n"
+            "    waiting = {client: b''.join(messages) for client in clients}\n"
+            "    moved = time.monotonic()\n"
+            "    for client in clients:\n"
+            "        client.setblocking(False)\n"
+            "    while time.monotonic() - moved < stall_s:\n"
+            "        for client in select.select([], list(waiting), [], 0.02)[1]:\n"
+            "            waiting[client] = waiting[client][client.send(waiting[client]) :]\n"
+            "            moved = time.monotonic()\n"
+            "            if not waiting[client]:\n"
+            "                del waiting[client]\n"
+            "    return list(waiting)\n",
+            "its socket is still open",
+        ),
+    ),
+    judge=_judge_fan_out,
+    deadline_s=15.0,
+)
+
+EXERCISES = (FLUSH, FAN_OUT)
+
+QUIZ = Quiz(
+    Question(
+        "A connection to a slow client has 90,000 bytes in the send queue, none of them unacknowledged. Who is late?",
+        (
+            Option(
+                "The network: it loses packets.",
+                "Lost bytes were sent and are not acknowledged. Here nothing is in flight that could be lost.",
+            ),
+            Option(
+                "The client's program: it does not read.",
+                "All that was sent has been acknowledged, and the rest may not be sent: the window is zero.",
+                right=True,
+            ),
+            Option(
+                "The server's program: it does not write.",
+                "It has written 90,000 bytes more than the client's kernel has room for.",
+            ),
+        ),
+    ),
+    Question(
+        "The window is zero, and the one packet that opens it again is lost. What happens?",
+        (
+            Option(
+                "The connection stands still for ever.",
+                "It would, without a timer: nobody acknowledges a bare acknowledgment. This is what probes are for.",
+            ),
+            Option(
+                "The receiver sends the window update again after a while.",
+                "It does not: it has no data in flight and so no timer.",
+            ),
+            Option(
+                "The next zero-window probe is answered with the open window.",
+                "The sender asks by a timer for as long as the window is zero (RFC 9293 §3.8.6.1).",
+                right=True,
+            ),
+        ),
+    ),
+    Question(
+        "A payment service has to know that a message was processed. What tells it?",
+        (
+            Option(
+                "sendall has returned.",
+                "The bytes are in its own kernel's send queue. They may not have left the machine.",
+            ),
+            Option(
+                "The send queue is empty.",
+                "The peer's kernel has acknowledged all bytes. Its program may crash or close before it reads them.",
+            ),
+            Option(
+                "A response of the other program.",
+                "Only the program that processes a message can say so. Everything below it tells of its own queue.",
+                right=True,
+            ),
+        ),
+    ),
+)
+
+
+# The hidden trace
+
+TRACE_BYTES = 4 * 1448
+
+
+def _a_full_receive_queue(lab: Lab) -> Captured:
+    """More than fits is written; after the first probe was answered the server reads all of it."""
+    before = lab.client.counters
+    with lab.capture() as capture, _connected(lab, rcvbuf=4096) as (client, server):
+        client.sendall(bytes(TRACE_BYTES))
+        _wait(lambda: (lab.client.counters - before)["TcpExtTCPWinProbe"] >= 1, "no zero-window probe was sent")
+        lab.wire.settle()
+        left = TRACE_BYTES
+        while left and (data := server.recv(left)):
+            left -= len(data)
+    return capture
+
+
+def _named(packets: Sequence[Dissected]) -> list[Dissected]:
+    """The acknowledgments of the story get a name, by which a trace shows them: the others are left out."""
+    named: list[Dissected] = []
+    said: set[str] = set()
+    closed = False
+    for packet in packets:
+        header = decode(packet.transit.data).tcp
+        name = ""
+        if header is not None and packet.label == "ACK" and not packet.payload:
+            if not packet.from_client and header.window == 0:
+                closed, name = True, "ACK, window 0"
+            elif closed and packet.from_client and "window update" not in said:
+                name = "probe"
+            elif closed and not packet.from_client:
+                name = "window update"
+        if name == "ACK, window 0" and "probe" in said:
+            name = "ACK, answers the probe"
+        named.append(replace(packet, label=name) if name and name not in said else packet)
+        said.add(name)
+    return named
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A connection whose receive queue fills, live or recorded, with four blanks."""
+    capture = lab.live_or_recorded("execution.buffers/trace", _a_full_receive_queue, lab)
+    (packets,) = [group for group in connections(capture.messages) if begins(group[0])]
+    return HiddenTrace(
+        "execution.buffers.trace",
+        _named(packets),
+        [
+            Blank("window 0", "what", "the receive queue is full: which number does the receiver advertise?"),
+            Blank("probe", "from", "who has something to send, and may not?"),
+            Blank(
+                "probe",
+                "seq",
+                "the probe repeats a number that is acknowledged already: one below that of the next data segment",
+            ),
+            Blank("window update", "what", "nothing was asked: the receiver says by itself that there is room again"),
+        ],
+        hints=(
+            "A receiver writes into each acknowledgment how many bytes it still has room for: its window.",
+            "Linux probes with the number of the last byte that is acknowledged. The segment after the window has "
+            "opened begins with the byte that follows it.",
+            "The acknowledgment that opens the window again is called a window update.",
+        ),
+        explanation=(
+            "The sender may not send the next byte, so it asks with an old number and no payload. A segment outside "
+            "the window has to be answered with an acknowledgment, and that tells the window (RFC 9293 §3.10.7.4)."
+        ),
+        tier=capture.tier,
+    )

@@ -1,0 +1,368 @@
+"""What the section "Many acceptors on one socket" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import collections
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from labkit.capture.captured import Captured
+from labkit.errors import LabError, NotReady
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.load.server_process import ServerProcess
+from labkit.load.workers import process
+
+PORT = 8080
+WAIT_S = 10.0
+ACCEPTORS = 3  # of the judges' servers
+CONNECTIONS = 12
+SHARE = 2
+SLEEPS = "S"  # the state of a thread that waits for an event, proc_pid_stat(5)
+
+
+def asleep(server: ServerProcess, acceptors: int) -> dict[str, int]:
+    """Wait until so many acceptors are there and all of them sleep.
+
+    Args:
+        server: whose workers are called "acceptor 1", "acceptor 2", …
+        acceptors: how many.
+
+    Returns:
+        by name how often each has given up the CPU to wait for something: once for each time that it was woken.
+
+    Raises:
+        NotReady: they do not sleep in time; with what the server said.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        found = [times for times in server.threads().values() if times.name.startswith("acceptor ")]
+        if len(found) == acceptors and all(_state(times.pid) == SLEEPS for times in found):
+            return {times.name: times.voluntary for times in sorted(found, key=lambda times: times.name)}
+        if server.stderr:
+            break
+        time.sleep(0.001)
+    raise NotReady(f"{acceptors} acceptors should wait by now. The server said: {server.stderr.strip() or 'nothing'}")
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _ask(client: socket.socket, task: str) -> str:
+    """Send a line, and return who answers. Raises Wrong where nobody does."""
+    try:
+        client.sendall(b"who?\n")
+        name = client.recv(100).decode()
+    except TimeoutError:
+        raise Wrong(f"nobody answered within {client.gettimeout():g} s {task}") from None
+    except ConnectionError as exc:
+        raise Wrong(f"the connection ended ({exc}) {task}") from None
+    if not name:
+        raise Wrong(f"the connection was closed without an answer {task}")
+    return name
+
+
+def _last_line(exc: LabError) -> str:
+    return str(exc).strip().splitlines()[-1]
+
+
+# Exercise 1
+
+_SELECT = "import select\n\n\n"
+_SELECTORS = "import selectors\n\nfrom labkit.load.workers import readable\n\n\n"
+
+
+def _acceptors(address: tuple[str, int], worker: Callable[..., object], *args: object) -> None:
+    listener = socket.create_server(address, backlog=64)
+    listener.setblocking(False)
+    for number in range(1, ACCEPTORS + 1):
+        process(f"acceptor {number}", worker, listener, b"acceptor %d" % number, *args)
+    signal.pause()
+
+
+def _greet(listener: socket.socket, name: bytes, register: Callable[..., object]) -> None:
+    with select.epoll() as epoll:
+        register(epoll, listener)
+        while True:
+            epoll.poll()
+            try:
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                continue
+            with connection:
+                connection.recv(100)
+                connection.sendall(name)
+
+
+def _judge_register(register: Callable[..., object]) -> str:
+    served: collections.Counter[str] = collections.Counter()
+    try:
+        with Lab(rtt_ms=2) as lab, ServerProcess(lab.server, PORT, _acceptors, _greet, register) as server:
+            before = after = asleep(server, ACCEPTORS)
+            for number in range(1, CONNECTIONS + 1):
+                with lab.client, socket.create_connection(("server.lab", PORT), timeout=2) as client:
+                    served[
+                        _ask(client, f"on connection {number}: is the listener registered, and does it stay so?")
+                    ] += 1
+                    client.recv(1)
+                after = asleep(server, ACCEPTORS)
+    except NotReady as exc:
+        raise Wrong(f"an acceptor ended: {_last_line(exc)}") from None
+    woken = sum(after[name] - before[name] >= 0.9 * CONNECTIONS for name in after)
+    if woken > 1:
+        raise Wrong(f"{woken} of {ACCEPTORS} acceptors woke up for each of {CONNECTIONS} connections")
+    return f"{CONNECTIONS} connections, and each woke one acceptor of {ACCEPTORS}."
+
+
+REGISTER = Exercise(
+    id="execution.many_acceptors.register",
+    task=(
+        "Three acceptors share a listener. Each has an epoll instance of its own, calls your\n"
+        "`register(epoll, listener)` once, and waits. Write it so that a new connection wakes one of them and not all."
+    ),
+    starter="def register(epoll, listener):\n    return ...\n",
+    solution=_SELECT
+    + "def register(epoll, listener):\n    epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)\n",
+    explanation=(
+        "Each epoll instance stands in the listener's list of waiters. With EPOLLEXCLUSIVE the kernel stops at the "
+        "first whose process sleeps (epoll_ctl(2), since Linux 4.5). EPOLLET changes how often one instance tells, not "
+        "how many instances are told."
+    ),
+    hints=(
+        "`epoll.register` takes the events that you wait for as a bit mask.",
+        "Look at the flags in epoll_ctl(2): one of them is about several epoll instances and one target.",
+    ),
+    mistakes=(
+        Mistake(
+            _SELECT + "def register(epoll, listener):\n    epoll.register(listener, select.EPOLLIN)\n",
+            f"{ACCEPTORS} of {ACCEPTORS} acceptors woke up",
+        ),
+        Mistake(
+            _SELECT + "def register(epoll, listener):\n    epoll.register(listener, select.EPOLLIN | select.EPOLLET)\n",
+            f"{ACCEPTORS} of {ACCEPTORS} acceptors woke up",
+        ),
+        Mistake(
+            _SELECT
+            + "def register(epoll, listener):\n    epoll.register(listener, select.EPOLLIN | select.EPOLLONESHOT)\n",
+            "does it stay so",
+        ),
+    ),
+    judge=_judge_register,
+    needs="kernel",
+)
+
+
+# Exercise 2
+
+
+def _judge_keep_share(keep_share: Callable[..., object]) -> str:
+    opened: list[socket.socket] = []
+    names: list[str] = []
+    clients = ACCEPTORS * SHARE
+    try:
+        with Lab(rtt_ms=2) as lab, ServerProcess(lab.server, PORT, _acceptors, keep_share, SHARE) as server:
+            try:
+                for number in range(1, clients + 1):
+                    asleep(server, ACCEPTORS)
+                    opened.append(_connect(lab))
+                    names.append(_ask(opened[-1], f"on connection {number} of {clients}"))
+                name, most = collections.Counter(names).most_common(1)[0]
+                if most > SHARE:
+                    raise Wrong(f"{name} holds {most} connections at a time: its share was {SHARE}")
+                for client, before in zip(opened, names, strict=True):
+                    if _ask(client, "when asked again") != before:
+                        raise Wrong("a connection changed its acceptor: who accepts it answers on it")
+                opened.pop().close()
+                opened.append(_connect(lab))
+                name = _ask(
+                    opened[-1], "after a connection was closed: its acceptor had room, and does not accept again"
+                )
+            finally:
+                for client in opened:
+                    client.close()
+    except NotReady as exc:
+        raise Wrong(f"an acceptor ended: {_last_line(exc)}") from None
+    return f"{clients} connections, {SHARE} with each acceptor, and {name} accepted again when it had room."
+
+
+def _connect(lab: Lab) -> socket.socket:
+    with lab.client:
+        return socket.create_connection(("server.lab", PORT), timeout=2)
+
+
+KEEP_SHARE = Exercise(
+    id="execution.many_acceptors.keep_share",
+    task=(
+        "Write `keep_share(listener, name, limit)`, an acceptor that holds at most `limit` connections at a time. It\n"
+        "accepts from the listener, which it shares with others and which does not block, answers whatever a client\n"
+        "sends with `name` (bytes), and goes on until it is ended. A full acceptor leaves new connections to the\n"
+        "others; when one of its own has closed, it accepts again."
+    ),
+    starter="def keep_share(listener, name, limit):\n    return ...\n",
+    solution=(
+        _SELECTORS + "def keep_share(listener, name, limit):\n"
+        "    selector = selectors.DefaultSelector()\n"
+        "    held = set()\n"
+        "    while True:\n"
+        "        accepting = listener in selector.get_map()\n"
+        "        if accepting and len(held) >= limit:\n"
+        "            selector.unregister(listener)\n"
+        "        elif not accepting and len(held) < limit:\n"
+        "            selector.register(listener, selectors.EVENT_READ)\n"
+        "        for ready in readable(selector):\n"
+        "            if ready is listener:\n"
+        "                try:\n"
+        "                    connection, _ = listener.accept()\n"
+        "                except BlockingIOError:\n"
+        "                    continue\n"
+        "                held.add(connection)\n"
+        "                selector.register(connection, selectors.EVENT_READ)\n"
+        "            elif ready.recv(100):\n"
+        "                ready.sendall(name)\n"
+        "            else:\n"
+        "                selector.unregister(ready)\n"
+        "                held.remove(ready)\n"
+        "                ready.close()\n"
+    ),
+    explanation=(
+        "A full acceptor takes the listener out of what it waits for, so the kernel wakes another one. It waits "
+        "without EPOLLEXCLUSIVE here: a wake-up that goes to an acceptor which is just becoming full would be lost to "
+        "the others."
+    ),
+    hints=(
+        "What does an acceptor have to do so that a new connection does not concern it?",
+        "Take the listener out of the selector at `limit`, and put it back when `recv` has returned b'' for a "
+        "connection.",
+    ),
+    mistakes=(
+        Mistake(
+            _SELECT + "def keep_share(listener, name, limit):\n"
+            "    connections = {}\n"
+            "    epoll = select.epoll()\n"
+            "    epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)\n"
+            "    while True:\n"
+            "        for descriptor, _ in epoll.poll():\n"
+            "            if descriptor == listener.fileno():\n"
+            "                connection, _ = listener.accept()\n"
+            "                connections[connection.fileno()] = connection\n"
+            "                epoll.register(connection, select.EPOLLIN)\n"
+            "            elif connections[descriptor].recv(100):\n"
+            "                connections[descriptor].sendall(name)\n"
+            "            else:\n"
+            "                connections.pop(descriptor).close()\n",
+            f"its share was {SHARE}",
+        ),
+        Mistake(
+            _SELECTORS + "def keep_share(listener, name, limit):\n"
+            "    selector = selectors.DefaultSelector()\n"
+            "    selector.register(listener, selectors.EVENT_READ)\n"
+            "    accepted = 0\n"
+            "    while True:\n"
+            "        for ready in readable(selector):\n"
+            "            if ready is listener:\n"
+            "                try:\n"
+            "                    connection, _ = listener.accept()\n"
+            "                except BlockingIOError:\n"
+            "                    continue\n"
+            "                selector.register(connection, selectors.EVENT_READ)\n"
+            "                accepted += 1\n"
+            "                if accepted == limit:\n"
+            "                    selector.unregister(listener)\n"
+            "            elif ready.recv(100):\n"
+            "                ready.sendall(name)\n"
+            "            else:\n"
+            "                selector.unregister(ready)\n"
+            "                ready.close()\n",
+            "does not accept again",
+        ),
+    ),
+    judge=_judge_keep_share,
+    needs="kernel",
+)
+
+EXERCISES = (REGISTER, KEEP_SHARE)
+
+QUIZ = Quiz(
+    Question(
+        "Eight processes block in accept(2) on the same listener. One connection arrives. How many wake up?",
+        (
+            Option("All eight.", "That was so before Linux 2.4. Since then each waits exclusively."),
+            Option("One, the one that waits longest.", "Waiters queue up, and the first is woken.", right=True),
+            Option("One, always the same.", "It goes to the end of the queue when it calls accept again."),
+        ),
+    ),
+    Question(
+        "With EPOLLEXCLUSIVE one acceptor has nearly all connections. What is the reason?",
+        (
+            Option("The others are slower.", "They sleep. Nobody asks them."),
+            Option(
+                "Their places in the listener's list never change.",
+                "The first that sleeps is woken, and while there is little to do that is the first of all.",
+                right=True,
+            ),
+            Option("The client's port is hashed.", "That is SO_REUSEPORT: the next section."),
+        ),
+    ),
+    Question(
+        "One of four acceptors is killed while connections wait in the accept queue. What becomes of them?",
+        (
+            Option("A quarter of them is reset.", "It would be so if each acceptor had a queue of its own."),
+            Option("Nothing: the others accept them.", "The queue belongs to the listener that all share.", right=True),
+        ),
+    ),
+)
+
+
+def one_connection(lab: Lab) -> Captured:
+    """A client asks one of three acceptors, by HTTP, who serves it."""
+    with ServerProcess(lab.server, PORT, _acceptors, _greet_by_http) as server:
+        asleep(server, ACCEPTORS)
+        with lab.capture() as capture, lab.client, socket.create_connection(("server.lab", PORT), timeout=10) as client:
+            client.sendall(b"GET /who HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+            while client.recv(100):
+                pass
+    return capture
+
+
+def _greet_by_http(listener: socket.socket, name: bytes) -> None:
+    with select.epoll() as epoll:
+        epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        while True:
+            epoll.poll()
+            try:
+                connection, _ = listener.accept()
+            except BlockingIOError:
+                continue
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(name) + name)
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """One connection to one of three acceptors, on this lab or recorded, with three blanks."""
+    capture = lab.live_or_recorded("execution.many_acceptors/trace", one_connection, lab)
+    (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
+    return HiddenTrace(
+        "execution.many_acceptors.trace",
+        packets,
+        [
+            Blank("SYN-ACK", "round trip", "does anybody have to wake up before the kernel answers?"),
+            Blank("HTTP/1.1 200", "round trip", "the request has to arrive first, and it waits for the SYN-ACK"),
+            Blank("FIN", "from", "who has nothing more to say after its answer?"),
+        ],
+        hints=(
+            "The handshake is the kernel's. An acceptor is woken when its last ACK is there.",
+            "The acceptor closes the connection as soon as it has told its name.",
+        ),
+        explanation="The wire does not show which acceptor was woken, nor how many: only the answer's content tells.",
+        tier=capture.tier,
+    )

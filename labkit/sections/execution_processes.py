@@ -1,0 +1,708 @@
+"""What the section "Process and thread" asks, and what runs its experiments in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import json
+import os
+import platform
+import select
+import selectors
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.patches import Patch
+
+from labkit.capture.captured import Captured
+from labkit.errors import LabError, NotAvailableHere, NotReady
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judging import serving
+from labkit.load.workers import call_this_thread, process
+from labkit.plots import Picture, style
+from labkit.queues.run_queue import ThreadTimes, between, threads_of, tree
+from labkit.recorded import recall
+
+SOURCES = ("/proc/self/schedstat", "/proc/self/smaps_rollup")  # what a run on this machine reads
+START_S = 20.0
+WAIT_S = 5.0
+PROGRAM = """
+from labkit.network.namespaces import end_with_parent
+end_with_parent()
+import pickle, sys
+function, args = pickle.load(sys.stdin.buffer)
+function(*args)
+"""
+
+# Experiments, each in a process of its own: nothing else competes for its GIL, and its end ends all that it started.
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the threads of an experiment did between two looks.
+
+    Attributes:
+        name: of the experiment.
+        threads: those that were watched, by name.
+        wall_s: from the first look to the second, seconds.
+        cores: CPU cores that they could be on.
+        tier: of the lab, or when and where it was recorded.
+    """
+
+    name: str
+    threads: tuple[ThreadTimes, ...]
+    wall_s: float
+    cores: int
+    tier: str
+
+    @property
+    def running(self) -> float:
+        """Cores that the threads had together, on average."""
+        return sum(times.running_s for times in self.threads) / self.wall_s
+
+    @property
+    def waiting(self) -> float:
+        """Threads that were in a run queue, on average."""
+        return sum(times.waiting_s for times in self.threads) / self.wall_s
+
+
+def cores() -> int:
+    """The CPU cores that this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def here() -> bool:
+    """Whether this system tells what the experiments ask for: Linux does."""
+    return all(Path(path).exists() for path in SOURCES)
+
+
+def apart(lab: Lab, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in a process of its own, with a GIL of its own.
+
+    Args:
+        lab: asked only where this machine cannot do it.
+        name: of the experiment; a recorded run is kept under it.
+        function: whose result JSON can carry. What it starts ends with it.
+        args: for the function.
+
+    Returns:
+        its result, here or as it was recorded.
+
+    Raises:
+        LabError: it failed; its last words are quoted. NotReady: it took too long.
+        NotAvailableHere: this system does not tell, and the run was not recorded.
+    """
+    return _told(lab, name, functools.partial(_result, function, *args))[0]
+
+
+def observe(lab: Lab, name: str, function: Callable[..., object], *args: Any, seconds: float = 0.3) -> Seen:
+    """Start workers in a process of its own, and watch from here what the scheduler says of them.
+
+    Args:
+        lab, name, args: as in ``apart``.
+        function: starts threads or processes called "worker …", which never end by themselves, and returns.
+        seconds: from the first look to the second.
+
+    Returns:
+        the workers; they have ended by then. Raises as ``apart`` does.
+    """
+
+    def look() -> dict[str, Any]:
+        wall_s, threads = _watched(seconds, function, *args)
+        return {"wall_s": wall_s, "threads": threads, "cores": cores()}
+
+    told, tier = _told(lab, name, look)
+    return Seen(name, tuple(ThreadTimes(**times) for times in told["threads"]), told["wall_s"], told["cores"], tier)
+
+
+def on_hosts(lab: Lab, name: str, function: Callable[..., Any], *args: Any) -> tuple[Any, str]:
+    """Make a run that needs programs on this lab's hosts, or give the recorded one.
+
+    Args:
+        lab, name, args: as in ``apart``.
+        function: whose result JSON can carry.
+
+    Returns:
+        its result, and the tier it comes from.
+    """
+    return _told(lab, name, functools.partial(function, *args), hosts=True)
+
+
+def _told(lab: Lab, name: str, make: Callable[[], Any], hosts: bool = False) -> tuple[Any, str]:
+    """A value and the tier it comes from: made here where this system, or this lab, can; else a recorded one."""
+    key = f"execution.processes/{name}"
+    if not here() or (hosts and not lab.can("kernel")):
+        told = recall(key, tier=lab.tier)
+        return told["value"], f"recorded, {told['kernel']}, {told['date']}"
+
+    def run() -> dict[str, Any]:
+        kernel = f"{platform.system()} {platform.release()}"
+        return {"value": make(), "kernel": kernel, "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+
+    return (lab.live_or_recorded(key, run) if lab.can("kernel") else run())["value"], lab.tier
+
+
+@contextlib.contextmanager
+def _started(function: Callable[..., object], *args: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that calls the function. It ends with the block, with all that it started, or with this process."""
+    import cloudpickle
+
+    if not here():
+        raise NotAvailableHere(
+            f"this system does not tell what its scheduler and its memory do: there is no {' or no '.join(SOURCES)}"
+        )
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)  # its process need not import this module, which takes long
+    try:
+        parcel = cloudpickle.dumps((_tell, (function, *args)))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    running = subprocess.Popen(
+        [sys.executable, "-P", "-c", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert running.stdin is not None
+        with contextlib.suppress(BrokenPipeError), running.stdin as stdin:
+            stdin.write(parcel)
+        yield running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        for pipe in (running.stdout, running.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def _first_line(running: subprocess.Popen[bytes]) -> Any:
+    """What the function returned. The pipe is read to its first line; children may still hold it open."""
+    assert running.stdout is not None
+    assert running.stderr is not None
+    told, deadline = b"", time.monotonic() + START_S
+    while not told.endswith(b"\n"):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not select.select([running.stdout], [], [], left_s)[0]:
+            raise NotReady(f"the experiment told nothing within {START_S:g} s: is there a loop without an end?")
+        data = os.read(running.stdout.fileno(), 65536)
+        if not data:
+            words = os.read(running.stderr.fileno(), 65536).decode("utf-8", "replace").strip()[-2000:]
+            raise LabError(f"the experiment failed. It said:\n{words}" if words else "the experiment ended untold")
+        told += data
+    return json.loads(told)
+
+
+def _result(function: Callable[..., Any], *args: Any) -> Any:
+    with _started(function, *args) as running:
+        return _first_line(running)
+
+
+def _watched(seconds: float, function: Callable[..., object], *args: Any) -> tuple[float, list[dict[str, Any]]]:
+    def start() -> None:
+        function(*args)
+
+    with _started(start) as running:
+        _first_line(running)
+        first, began = threads_of(tree(running.pid)), time.monotonic()
+        time.sleep(seconds)
+        last, ended = threads_of(tree(running.pid)), time.monotonic()
+    workers = [times for times in between(first, last) if times.name.startswith("worker")]
+    return ended - began, [times.as_data() for times in sorted(workers, key=_by_number)]
+
+
+def _by_number(times: ThreadTimes) -> tuple[int, str, int]:
+    return len(times.name), times.name, times.tid
+
+
+def _tell(function: Callable[..., Any], *args: Any) -> None:
+    """In the process: call the function, tell what it returned, stay until somebody ends this."""
+    start = threading.Thread.start
+
+    def start_named(thread: threading.Thread) -> None:
+        run = thread.run
+
+        def run_named() -> None:
+            call_this_thread(thread.name)
+            run()
+
+        thread.run = run_named  # type: ignore[method-assign]
+        start(thread)
+
+    threading.Thread.start = start_named  # type: ignore[assignment, method-assign]
+    telling = os.dup(1)
+    os.dup2(2, 1)  # what an experiment prints must not be taken for its result
+    os.write(telling, json.dumps(function(*args)).encode() + b"\n")
+    while True:
+        signal.pause()
+
+
+# The client of the server that breaks
+
+
+def ask_at_once(address: tuple[str, int], number: int) -> tuple[list[float], list[float]]:
+    """Requests for /compute at the same moment, and meanwhile one for /health after the other, on open connections.
+
+    Returns:
+        milliseconds from the start to each answer of /compute; milliseconds that each of the health checks took.
+    """
+    with contextlib.ExitStack() as open_until_the_end:
+        selector = open_until_the_end.enter_context(selectors.DefaultSelector())
+        opened = []
+        for _ in range(number + 1):
+            connection = open_until_the_end.enter_context(socket.create_connection(address, timeout=START_S))
+            _get(connection, "/health")  # answered, so the connection has been accepted and its thread started
+            connection.recv(4096)
+            selector.register(connection, selectors.EVENT_READ)
+            opened.append(connection)
+        health = opened.pop()
+        began = asked = time.perf_counter()
+        for connection in opened:
+            _get(connection, "/compute")
+        _get(health, "/health")
+        computed: list[float] = []
+        healthy: list[float] = []
+        while len(computed) < number:
+            ready = selector.select(START_S)
+            if not ready:
+                raise NotReady(f"no answer within {START_S:g} s: run the cell again")
+            for key, _ in ready:
+                assert isinstance(key.fileobj, socket.socket)
+                if not key.fileobj.recv(4096):
+                    raise LabError("the server closed a connection with a request on it: run the cell again")
+                now = time.perf_counter()
+                if key.fileobj is health:
+                    healthy.append((now - asked) * 1e3)
+                    asked = now
+                    _get(health, "/health")
+                else:
+                    computed.append((now - began) * 1e3)
+    return computed, healthy
+
+
+def _get(connection: socket.socket, target: str) -> None:
+    connection.sendall(f"GET {target} HTTP/1.1\r\nHost: server.lab\r\n\r\n".encode())
+
+
+# Pictures
+
+
+def plot_shares(groups: Sequence[Seen], title: str) -> Picture:
+    """Stacked bars, one for each thread: the shares of the time in which it ran, queued for a CPU, and slept.
+
+    Args:
+        groups: experiments, from top to bottom.
+        title: the finding.
+    """
+    count = sum(len(seen.threads) for seen in groups)
+    figure, axes = style.new_figure(1.3 + 0.26 * count + 0.3 * len(groups))
+    labels, places, words, y = [], [], [], 0.0
+    for seen in groups:
+        axes.text(0, y, seen.name, fontsize=style.SIZE, color=style.INK, weight="bold", va="center")
+        y += 1
+        for times in seen.threads:
+            running, waiting = times.running_s / seen.wall_s, times.waiting_s / seen.wall_s
+            if times.voluntary == 0 and running + waiting > 0:
+                waiting = 1 - running  # it never slept; the kernel counts a wait when it is over, one is still open
+            sleeping = max(0.0, 1 - running - waiting)
+            left = 0.0
+            for share, (colour, hatch, _) in zip((running, waiting, sleeping), STATES, strict=True):
+                axes.barh(y, share * 100, left=left * 100, color=colour, hatch=hatch, edgecolor="white", height=0.8)
+                left += share
+            labels.append(times.name)
+            places.append(y)
+            y += 1
+        number = len(seen.threads) or 1
+        words.append(
+            f"{seen.name}: each {seen.running / number:.0%} running and {seen.waiting / number:.0%} waiting for a CPU"
+        )
+        y += 0.4
+    axes.set_yticks(places, labels)
+    axes.set_ylim(y - 0.8, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("share of the time, %", fontsize=style.SIZE)
+    handles = [Patch(facecolor=colour, hatch=hatch, edgecolor="white") for colour, hatch, _ in STATES]
+    figure.legend(
+        handles,
+        [label for _, _, label in STATES],
+        loc="outside upper right",
+        ncols=3,
+        fontsize=style.SIZE,
+        frameon=False,
+    )
+    style.set_title(axes, title)
+    style.add_note(figure, f"From /proc/…/schedstat. {style.origin(groups[0].tier, 'Measured')}")
+    return Picture(figure, f"{title}. {'; '.join(words)}.")
+
+
+STATES = (
+    (style.BLUE, "", "running"),
+    (style.ORANGE, "//", "waiting for a CPU"),
+    ("#d9d9d9", "", "sleeping"),
+)
+
+
+def plot_answers(rows: Mapping[str, Sequence[float]], interval_ms: float, title: str, tier: str) -> Picture:
+    """Latencies on a logarithmic scale, a row of dots for each experiment, its median marked.
+
+    Args:
+        rows: name of an experiment → milliseconds of its answers.
+        interval_ms: the switch interval, drawn as a line.
+        title: the finding.
+        tier: where they come from.
+    """
+    figure, axes = style.new_figure(1.5 + 0.42 * len(rows))
+    words = []
+    for y, (name, times_ms) in enumerate(rows.items()):
+        middle = statistics.median(times_ms)
+        axes.plot(times_ms, [y] * len(times_ms), "o", color=style.SKY, markersize=5, alpha=0.5)
+        axes.plot(middle, y, "D", color=style.VERMILION, markersize=7)
+        words.append(f"{name}: median {middle:.2g} ms")
+    axes.axvline(interval_ms, color=style.GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(f"time to the answer, ms (dashed: {interval_ms:g} ms; diamond: median)", fontsize=style.SIZE)
+    style.set_title(axes, title)
+    style.add_note(figure, style.origin(tier, "Measured"))
+    return Picture(figure, f"{title}. {'; '.join(words)}.")
+
+
+def plot_crowd(crowds: Mapping[str, Sequence[float]], title: str, tier: str) -> Picture:
+    """How many requests had their answer by when, a line for each server.
+
+    Args:
+        crowds: name of a server → milliseconds from the requests to each answer.
+        title: the finding.
+        tier: where they come from.
+    """
+    figure, axes = style.new_figure(3.2)
+    words = []
+    for (name, times_ms), colour, line in zip(
+        crowds.items(), (style.VERMILION, style.BLUE, style.GREEN), ("-", "--", ":"), strict=False
+    ):
+        shares = [0.0, *(time_ms / max(times_ms) * 100 for time_ms in sorted(times_ms))]
+        axes.step(shares, range(len(shares)), where="post", color=colour, linestyle=line, linewidth=2, label=name)
+        words.append(f"{name}: mean {statistics.mean(times_ms):.0f} ms, last {max(times_ms):.0f} ms")
+    axes.set_xlim(0, 101)
+    axes.set_ylim(0, None)
+    axes.set_xlabel("time since the requests, % of the time to the last answer", fontsize=style.SIZE)
+    axes.set_ylabel("answers", fontsize=style.SIZE)
+    axes.legend(loc="upper left", fontsize=style.SIZE, frameon=False)
+    style.set_title(axes, title)
+    style.add_note(figure, style.origin(tier, "Measured"))
+    return Picture(figure, f"{title}. {'; '.join(words)}.")
+
+
+# Exercise 1
+
+
+def _hidden_workloads() -> None:
+    """Three workers: one of four that share a core, one that often pauses for a moment, one that mostly sleeps."""
+
+    def compute() -> None:
+        while True:
+            sum(range(1000))
+
+    def compute_and_pause() -> None:
+        while True:
+            end = time.thread_time() + 0.001
+            while time.thread_time() < end:
+                sum(range(100))
+            time.sleep(0.00005)
+
+    def wait() -> None:
+        while True:
+            time.sleep(0.02)
+
+    process("worker 2", compute_and_pause)
+    process("worker 3", wait)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    for number in range(3):
+        process(f"crowd {number}", compute)
+    process("worker 1", compute)
+
+
+def _judge_kind_of(kind_of: Callable[..., Any]) -> str:
+    wall_s, threads = _watched(0.4, _hidden_workloads)
+    for data, expected in zip(threads, ("computes", "computes", "waits"), strict=True):
+        times = ThreadTimes(**{**data, "name": "hidden"})
+        said = kind_of(times, wall_s)
+        if said == expected:
+            continue
+        seen = (
+            f"a thread that ran for {times.running_s / wall_s:.0%} of the time, waited in the run queue for "
+            f"{times.waiting_s / wall_s:.0%}, with {times.voluntary} voluntary and {times.involuntary} involuntary "
+            f"context switches: you said {said!r:.40}"
+        )
+        if said not in ("computes", "waits"):
+            raise Wrong(f"{seen}. Return 'computes' or 'waits'")
+        if expected == "waits":
+            raise Wrong(f"{seen}. It was asleep nearly all the time, so more CPU would not help it")
+        if times.voluntary > times.involuntary:
+            raise Wrong(f"{seen}. Its pauses are many and short: how often it paused does not say for how long")
+        raise Wrong(f"{seen}. It wanted a CPU all the time and was not given one")
+    return "Right for one that shares its core with three others, for one that pauses often, and for one that sleeps."
+
+
+KIND_OF = Exercise(
+    id="execution.processes.kind_of",
+    task=(
+        "A service is slow. Is it short of CPU, or does it wait for something else? Write `kind_of(times, wall_s)`. "
+        "`times` is what one thread did between two looks that are `wall_s` seconds apart: a `ThreadTimes` with "
+        '`running_s`, `waiting_s`, `voluntary` and `involuntary`. Return `"computes"` for a thread that could use a '
+        'CPU for more than half of the time, `"waits"` for another. The check runs three workloads that you have not '
+        "seen, one of them on a crowded core."
+    ),
+    starter="def kind_of(times, wall_s):\n    return ...\n",
+    solution=(
+        "def kind_of(times, wall_s):\n"
+        "    able_s = times.running_s + times.waiting_s\n"
+        '    return "computes" if able_s > wall_s / 2 else "waits"\n'
+    ),
+    explanation=(
+        "A thread that is able to run is on a CPU or in a run queue, so the two times together are what it would have "
+        "run on a machine of its own. The counts of context switches say how often it paused, not for how long. One "
+        "thing stays hidden: a thread that waits for the GIL sleeps, as far as the kernel knows."
+    ),
+    hints=(
+        "A thread has three states here: on a CPU, in a run queue, asleep. Which two would a faster machine shorten?",
+        "On a crowded core a thread that computes all the time is on the CPU for a small part of it. Where is it else?",
+        "Compare running_s + waiting_s with half of wall_s.",
+    ),
+    mistakes=(
+        Mistake(
+            "def kind_of(times, wall_s):\n    return 'computes' if times.running_s > wall_s / 2 else 'waits'\n",
+            "It wanted a CPU all the time and was not given one",
+        ),
+        Mistake(
+            "def kind_of(times, wall_s):\n    return 'waits' if times.voluntary > times.involuntary else 'computes'\n",
+            "how often it paused does not say for how long",
+        ),
+        Mistake(
+            "def kind_of(times, wall_s):\n    return 'computes'\n",
+            "It was asleep nearly all the time",
+        ),
+    ),
+    judge=_judge_kind_of,
+)
+
+
+# Exercise 2
+
+JOBS, AT_ONCE, JOB_CPU_S = 9, 3, 0.04
+
+
+def _job(number: int) -> dict[str, Any]:
+    """Needs so much of a CPU. Says in which process it ran, and when."""
+    began, end = time.monotonic(), time.process_time() + JOB_CPU_S
+    while time.process_time() < end:
+        sum(range(1000))
+    return {"number": number, "process": os.getpid(), "began": began, "ended": time.monotonic()}
+
+
+def _judge_run_all(run_all: Callable[..., Any]) -> str:
+    jobs = [functools.partial(_job, number) for number in range(JOBS)]
+    results = run_all(jobs, AT_ONCE)
+    try:
+        numbers = [result["number"] for result in results]
+        used = {result["process"] for result in results}
+        most = max(
+            sum(other["began"] <= one["began"] < other["ended"] for other in results if other is not one) + 1
+            for one in results
+        )
+    except (TypeError, KeyError, ValueError):
+        raise Wrong(f"it returned {results!r:.60}: give the list of what the jobs returned") from None
+    if numbers != list(range(JOBS)):
+        raise Wrong(f"the results are those of jobs {numbers}: give them in the order of the jobs, each once")
+    if len(used) == 1 and most > 1:
+        raise Wrong("all jobs ran in one process: their threads share one GIL, and so one core")
+    if most == 1:
+        raise Wrong(f"one job ran after the other, with {AT_ONCE} cores to run on")
+    if most > AT_ONCE:
+        raise Wrong(
+            f"{most} jobs were under way at once, on {AT_ONCE} cores: they share them in slices, and all are late"
+        )
+    return f"{JOBS} jobs in {len(used)} processes, never more than {most} at once."
+
+
+RUN_ALL = Exercise(
+    id="execution.processes.run_all",
+    task=(
+        "Write `run_all(jobs, cores)`: call every function in the list `jobs`, which compute and take no arguments. "
+        "Return the list of their results in the same order. Use as many cores as `cores` says: that many jobs are "
+        "under way at once, never more. Each job, and what it returns, can be pickled. The check has nine jobs for "
+        "three cores, and looks in which process and when each one ran."
+    ),
+    starter="def run_all(jobs, cores):\n    return ...\n",
+    solution=(
+        "from concurrent.futures import ProcessPoolExecutor\n\n\n"
+        "def run_all(jobs, cores):\n"
+        "    with ProcessPoolExecutor(cores) as pool:\n"
+        "        futures = [pool.submit(job) for job in jobs]\n"
+        "        return [future.result() for future in futures]\n"
+    ),
+    explanation=(
+        "Each worker process has a GIL of its own. As many workers as cores keep every core busy, and the jobs that "
+        "are left wait in the pool's queue, where they cost neither memory nor context switches. For the cores of this "
+        "machine ask os.sched_getaffinity(0): os.cpu_count() also counts those that your process may not use."
+    ),
+    hints=(
+        "Threads of one Python process compute one at a time. What has a GIL of its own?",
+        "concurrent.futures has a pool of processes; its first argument says how many there are.",
+        "Submit all jobs first and ask for the results afterwards. result() waits, so asking at once would run one "
+        "after the other.",
+    ),
+    mistakes=(
+        Mistake(
+            "from concurrent.futures import ThreadPoolExecutor\n\n\n"
+            "def run_all(jobs, cores):\n"
+            "    with ThreadPoolExecutor(cores) as pool:\n"
+            "        return list(pool.map(lambda job: job(), jobs))\n",
+            "all jobs ran in one process",
+        ),
+        Mistake(
+            "from concurrent.futures import ProcessPoolExecutor\n\n\n"
+            "def run_all(jobs, cores):\n"
+            "    with ProcessPoolExecutor(len(jobs)) as pool:\n"
+            "        return [future.result() for future in [pool.submit(job) for job in jobs]]\n",
+            "they share them in slices",
+        ),
+        Mistake(
+            "from concurrent.futures import ProcessPoolExecutor\n\n\n"
+            "def run_all(jobs, cores):\n"
+            "    with ProcessPoolExecutor(cores) as pool:\n"
+            "        return [pool.submit(job).result() for job in jobs]\n",
+            "one job ran after the other",
+        ),
+        Mistake(
+            "from concurrent.futures import ProcessPoolExecutor, as_completed\n\n\n"
+            "def run_all(jobs, cores):\n"
+            "    with ProcessPoolExecutor(cores) as pool:\n"
+            "        futures = [pool.submit(job) for job in jobs]\n"
+            "        return [future.result() for future in as_completed(futures)][::-1]\n",
+            "in the order of the jobs",
+        ),
+    ),
+    judge=_judge_run_all,
+)
+
+EXERCISES = (KIND_OF, RUN_ALL)
+
+QUIZ = Quiz(
+    Question(
+        "A Python service computes for 50 ms in each request. It runs with 8 threads on 8 cores, and one core "
+        "is busy. What makes it answer more requests a second?",
+        (
+            Option(
+                "64 threads.",
+                "They share the same GIL, and so the same core. More threads make more of them wait for it.",
+            ),
+            Option("8 processes.", "Each has a GIL of its own, and there is a core for each.", right=True),
+            Option(
+                "A shorter switch interval.",
+                "The GIL changes hands more often, and still one thread computes at a time.",
+            ),
+        ),
+    ),
+    Question(
+        "A thread has waited in the run queue for 70 % of the time and run for 25 %. What does that tell you?",
+        (
+            Option("It waits for its database.", "Then it would sleep: the run queue holds who could run at once."),
+            Option(
+                "It wants more CPU than it gets: there are too many others on its cores.",
+                "It was able to run for 95 % of the time and got a quarter.",
+                right=True,
+            ),
+            Option(
+                "It is waiting for the GIL.",
+                "Who waits for the GIL sleeps, as far as the kernel knows. It is not in the run queue.",
+            ),
+        ),
+    ),
+    Question(
+        "A server process holds a cache of 1 GB and forks eight workers, which only read it. How much memory do they "
+        "take for it together?",
+        (
+            Option("9 GB, because fork copies the address space.", "It copies the page tables. The pages are shared."),
+            Option(
+                "A little more than 1 GB, as long as nobody writes to its pages.",
+                "Copy-on-write. In Python even reading an object writes its reference count, so the little grows.",
+                right=True,
+            ),
+            Option(
+                "1 GB, whatever they do with it.",
+                "That is a shared mapping. After a fork, a page that a worker writes to is copied for it.",
+            ),
+        ),
+    ),
+)
+
+
+# The trace
+
+
+def _serve(listener: socket.socket) -> None:
+    """Answer the requests of one connection: /compute after some work on the CPU, others at once."""
+    connection, _ = listener.accept()
+    with connection:
+        while request := connection.recv(4096):
+            if request.startswith(b"GET /compute"):
+                end = time.thread_time() + 0.03
+                while time.thread_time() < end:
+                    sum(range(1000))
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n")
+
+
+def _two_requests(lab: Lab) -> Captured:
+    with lab.capture() as capture, serving(lab.server, _serve, port=8080), lab.client:
+        with socket.create_connection(("server.lab", 8080), timeout=WAIT_S) as connection:
+            for target in ("compute", "health"):
+                connection.sendall(f"GET /{target} HTTP/1.1\r\nHost: server.lab\r\n\r\n".encode())
+                connection.recv(4096)
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A request that computes and one that does not, over one connection of this lab, with four blanks."""
+    capture = lab.live_or_recorded("execution.processes/trace", _two_requests, lab)
+    (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
+    return HiddenTrace(
+        "execution.processes.trace",
+        packets,
+        [
+            Blank("SYN-ACK", "from", "whose kernel answers a SYN? The program need not even be running"),
+            Blank("GET /compute", "round trip", "the client waits for the SYN-ACK before it asks"),
+            Blank("GET /health", "round trip", "it follows the first response; computing adds time and no round trip"),
+            Blank(
+                "GET /health", "seq", "it follows the first request, and the payload column says how long that one is"
+            ),
+        ],
+        hints=(
+            "A round trip begins when something sent in the one before has been answered.",
+            "A response that comes 30 ms late because the server computed is sent in the round trip of its request.",
+            "Sequence numbers count bytes, and the first byte of data is number 1.",
+        ),
+        explanation=(
+            "The packets say that the first response came late, and not why. Computing, waiting in a run queue, for "
+            "the GIL or for a database: all look the same on the wire. For that you ask the server's scheduler."
+        ),
+        tier=capture.tier,
+    )

@@ -1,0 +1,613 @@
+"""What the section "Listener, acceptor, reader" asks: its plots, three exercises, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import ssl
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from labkit.capture.captured import Captured
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judge import describe
+from labkit.load.server_process import ServerProcess
+from labkit.load.workload import FAST
+from labkit.plots import Picture, style
+from labkit.queues.history import History, total
+
+PORT = 8080
+RTT_MS = 10
+WAIT_S = 8.0
+
+
+def _wait_until(happened: Callable[[], bool], seconds: float = WAIT_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise MeasurementFailed("the machine is too busy to see this: try again")
+        time.sleep(0.002)
+
+
+def unread(history: History) -> int:
+    """Bytes that wait in the receive queues of a port, all connections together, at the end of a history."""
+    return sum(connection.receive_queue.last for connection in history.connections.values())
+
+
+def unacknowledged(client: socket.socket) -> int:
+    """Bytes that were sent, and that the other kernel has not acknowledged yet (tcp(7): SIOCOUTQ)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
+
+
+def state(pid: int) -> str:
+    """Of a process, as proc_pid_stat(5) has it: "T" is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+# Plots
+
+
+def plot_roles(history: History, marks: Sequence[tuple[int, str]], title: str) -> Picture:
+    """The accept queue and the bytes that nobody has read, over time.
+
+    Args:
+        history: of a watch that looked at the connections, too.
+        marks: when something was done, nanoseconds since 1970, and what.
+        title: the finding.
+    """
+    figure, above = style.new_figure(3.9)
+    above.remove()
+    above, below = figure.subplots(2, 1, sharex=True)
+    bytes_waiting = total([connection.receive_queue for connection in history.connections.values()])
+    end_s = history.duration_s
+    for axes, steps, colour, name in (
+        (above, history.accept_queue, style.BLUE, "connections in the\naccept queue"),
+        (below, bytes_waiting, style.GREEN, "bytes in the\nreceive queues"),
+    ):
+        times, values = [0.0, *steps.times_s, end_s], [0, *steps.values, steps.last]
+        axes.step(times, values, where="post", color=colour, linewidth=2)
+        axes.set_ylim(-0.05 * max(steps.peak, 1), 1.35 * max(steps.peak, 1))
+        axes.set_ylabel(name, fontsize=style.SIZE)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for time_ns, _ in marks:
+            axes.axvline((time_ns - history.started_ns) / 1e9, color=style.GREY, linestyle=":", linewidth=1)
+    for time_ns, label in marks:
+        at = ((time_ns - history.started_ns) / 1e9, 1)
+        above.annotate(
+            label, at, xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
+            fontsize=style.SIZE, color=style.INK, ha="left", va="top",
+        )  # fmt: skip
+    below.set_xlim(0, end_s)
+    below.set_xlabel("seconds", fontsize=style.SIZE)
+    style.set_title(above, title)
+    style.add_note(figure, style.origin(history.tier, "Sampled"))
+    told = ", ".join(f"{label} at {(time_ns - history.started_ns) / 1e9:.2f} s" for time_ns, label in marks)
+    return Picture(
+        figure,
+        f"{title}. Accept queue {history.accept_queue.peak} at most, {history.accept_queue.last} in the end; "
+        f"{bytes_waiting.peak} bytes unread at most, {bytes_waiting.last} in the end. {told}.",
+    )
+
+
+def plot_hanging(runs: Mapping[str, Mapping[str, int]], title: str, tier: str) -> Picture:
+    """Where the clients are that a hanging server has, a group of bars for each server.
+
+    Args:
+        runs: what hangs → place → how many.
+        title: the finding.
+        tier: where they come from.
+    """
+    places = list(next(iter(runs.values())))
+    figure, axes = style.new_figure(1.0 + 0.27 * (len(places) + 1) * len(runs))
+    colours = (style.BLUE, style.GREEN, style.ORANGE, style.PURPLE)
+    at, ticks = 0.0, []
+    for run in runs.values():
+        ticks.append(at + (len(places) - 1) / 2)
+        for place, colour in zip(places, colours, strict=False):
+            axes.barh(at, run[place], 0.8, color=colour, label=place if at < len(places) else None)
+            axes.annotate(
+                f"{run[place]}", (run[place], at), xytext=(4, 0), textcoords="offset points", va="center",
+                fontsize=style.SIZE,
+            )  # fmt: skip
+            at += 1
+        at += 1
+    axes.set_yticks(ticks, list(runs))
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(at - 1.4, -0.7)
+    axes.set_xlabel("how many", fontsize=style.SIZE)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
+    style.set_title(axes, title)
+    style.add_note(figure, style.origin(tier, "Sampled"))
+    told = ". ".join(f"{name}: " + ", ".join(f"{place} {n}" for place, n in run.items()) for name, run in runs.items())
+    return Picture(figure, f"{title}. {told}.")
+
+
+# A connection whose server is stopped: used by the hidden trace and by exercise 1
+
+
+def _stopped(lab: Lab) -> tuple[Captured, dict[str, int]]:
+    """One client of a server that is stopped, and then goes on. Returns the packets, and the state while stopped."""
+    from labkit.load.patterns import thread_per_connection
+
+    with (
+        ServerProcess(lab.server, PORT, thread_per_connection) as server,
+        lab.watch(PORT, connections=True) as watch,
+        lab.capture() as capture,
+    ):
+        os.kill(server.pid, signal.SIGSTOP)
+        _wait_until(lambda: state(server.pid) == "T")
+        with lab.client, socket.create_connection((lab.server.ip, PORT), timeout=WAIT_S) as client:
+            client.sendall(FAST)
+            _wait_until(lambda: unacknowledged(client) == 0)
+            _wait_until(lambda: unread(watch.so_far()) > 0 and watch.so_far().accept_queue.last > 0)
+            seen = watch.so_far()
+            frozen = {"accept queue": seen.accept_queue.last, "unread": unread(seen), "acknowledged": 1}
+            os.kill(server.pid, signal.SIGCONT)
+            client.recv(4096)
+    return capture, frozen
+
+
+def _accepted(lab: Lab) -> dict[str, int]:
+    """One client of a server that accepts and never reads: the state once it has accepted."""
+
+    def only_accepts(address: tuple[str, int]) -> None:  # in here, so that its process need not import this module
+        listener = socket.create_server(address, backlog=128)
+        accepted = []
+        while True:
+            accepted.append(listener.accept()[0])
+
+    with ServerProcess(lab.server, PORT, only_accepts), lab.watch(PORT, connections=True) as watch:
+        with lab.client, socket.create_connection((lab.server.ip, PORT), timeout=WAIT_S) as client:
+            client.sendall(FAST)
+            _wait_until(lambda: unread(watch.so_far()) > 0 and watch.so_far().accept_queue.last == 0)
+            seen = watch.so_far()
+            return {"accept queue": seen.accept_queue.last, "unread": unread(seen)}
+
+
+def _life(lab: Lab) -> tuple[Captured, dict[str, int], dict[str, int]]:
+    return *_stopped(lab), _accepted(lab)
+
+
+def observe_life(lab: Lab) -> tuple[Captured, dict[str, int], dict[str, int]]:
+    """The life of one connection, live or recorded.
+
+    Returns:
+        the packets of a client whose server is stopped at first, the state while it was stopped, and the state of
+        another server that has accepted and does not read.
+    """
+    return lab.live_or_recorded("execution.roles/life", _life, lab)
+
+
+# Exercise 1
+
+ROLES = ("kernel", "acceptor", "reader")
+LIFE = {
+    "the SYN is answered": "does the process have to run for it? Look at the stopped one",
+    "the connection enters the accept queue": "the stopped process had a queue: who filled it?",
+    "the request is acknowledged": "an acknowledgment says that bytes have arrived, and not that anybody read them",
+    "the request enters the receive queue": "the stopped process had unread bytes: who put them there?",
+    "the connection leaves the accept queue": "one of three system calls makes this queue shorter",
+    "the request leaves the receive queue": "one of three system calls makes this queue shorter",
+    "the response is written": "who knows what was asked?",
+}
+
+
+def _who(capture: Captured, stopped: Mapping[str, int], accepted: Mapping[str, int]) -> dict[str, str]:
+    """Who did what: what happens while the process is stopped is the kernel's, what without a recv the acceptor's."""
+    answered = any(packet.label.startswith("SYN-ACK") for packet in capture.messages)
+    if not (answered and all(stopped.values())) or accepted["accept queue"] or not accepted["unread"]:
+        raise MeasurementFailed(f"unexpected: {stopped}, {accepted}")
+    return _lives()
+
+
+def _lives(**others: str) -> dict[str, str]:
+    values = dict(zip(LIFE, ["kernel"] * 4 + ["acceptor"] + ["reader"] * 2, strict=True))
+    for number, value in others.items():
+        values[list(LIFE)[int(number[1:]) - 1]] = value
+    return values
+
+
+def _judge_life(answer: Any) -> str:
+    if not isinstance(answer, Mapping):
+        raise Wrong(f"{answer!r}: give a dictionary, event → 'kernel', 'acceptor' or 'reader'")
+    if missing := [event for event in LIFE if event not in answer]:
+        raise Wrong(f"the event {missing[0]!r} is missing")
+    given = {event: who for event, who in answer.items() if who is not ... and event in LIFE}
+    if strange := [who for who in given.values() if who not in ROLES]:
+        raise Wrong(f"{strange[0]!r}: choose 'kernel', 'acceptor' or 'reader'")
+    with Lab(rtt_ms=RTT_MS) as lab:
+        who = _who(*observe_life(lab))
+    for event, why in LIFE.items():
+        if event in given and given[event] != who[event]:
+            raise Wrong(f"{event!r} is not the {given[event]}'s work: {why}")
+    if still := [event for event in LIFE if event not in given]:
+        raise Wrong(f"right so far; still open: {', '.join(still)}")
+    return "Four of the seven events happened while the process was stopped, five before anybody read."
+
+
+def _answer(**others: str) -> str:
+    return "life = {\n" + "".join(f'    "{event}": "{who}",\n' for event, who in _lives(**others).items()) + "}\n"
+
+
+LIFE_OF_A_CONNECTION = Exercise(
+    id="execution.roles.life",
+    task=(
+        "The life of one connection, in the order in which it happens. For each event say whose work it is: "
+        '`"kernel"` (it also happens while the process is stopped), `"acceptor"` or `"reader"`. The check stops a '
+        "server, and runs one that accepts and never reads, and compares."
+    ),
+    starter="life = {\n" + "".join(f'    "{event}": ...,\n' for event in LIFE) + "}\n",
+    solution=_answer(),
+    explanation=(
+        "Everything that the network brings is finished by the kernel: the handshake, the acknowledgment, both queues. "
+        "accept takes a connection from one queue, recv takes bytes from the other. Only the reader knows what was "
+        "asked, so only the reader can respond."
+    ),
+    hints=(
+        "Go back to the table of the stopped process. Everything in its first column happened without it.",
+        "The two queues are filled by the kernel and emptied by the process: one by accept, the other one by recv.",
+    ),
+    mistakes=(
+        Mistake(_answer(_1="acceptor"), "does the process have to run for it"),
+        Mistake(_answer(_3="reader"), "and not that anybody read them"),
+        Mistake(_answer(_5="kernel"), "makes this queue shorter"),
+    ),
+    judge=_judge_life,
+)
+
+
+# Exercise 2
+
+SILENT, HONEST = 3, 3
+PATIENCE_S = 2.0
+GET = b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n"
+
+
+@contextlib.contextmanager
+def _running(function: Callable[..., Any], *args: Any) -> Iterator[list[BaseException]]:
+    """Run a learner's server, which need not return, in a thread of this process; it ends with the process."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function(*args)
+        except BaseException as exc:
+            raised.append(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield raised
+    except Wrong:
+        if raised:
+            raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
+        raise
+
+
+def _judge_no_hostage(serve: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
+        server_side = lab.authority.server_context("server.lab")
+        client_side = lab.authority.client_context()
+        with lab.server:
+            listener = callers.enter_context(socket.create_server(("server.lab", 8443), backlog=16))
+            callers.enter_context(_running(serve, listener, server_side))
+        with lab.client:
+            for _ in range(SILENT):
+                callers.enter_context(socket.create_connection(("server.lab", 8443), timeout=WAIT_S))
+            for number in range(1, HONEST + 1):
+                _ask(client_side, number)
+    return f"{SILENT} clients said nothing, and {HONEST} others had their responses meanwhile."
+
+
+def _ask(context: ssl.SSLContext, number: int) -> None:
+    """One request over TLS. Raises Wrong without a 200."""
+    try:
+        with socket.create_connection(("server.lab", 8443), timeout=PATIENCE_S) as plain:
+            with context.wrap_socket(plain, server_hostname="server.lab") as client:
+                client.sendall(GET)
+                response = client.recv(4096)
+    except TimeoutError:
+        raise Wrong(
+            f"{SILENT} clients connected and said nothing. Then client {number} of {HONEST} began a handshake and had "
+            f"no answer within {PATIENCE_S:g} s: who in your server waits for the silent ones?"
+        ) from None
+    except OSError as exc:
+        raise Wrong(f"client {number} of {HONEST} met {describe(exc)}") from exc
+    if not response.startswith(b"HTTP/1.1 200 "):
+        raise Wrong(f"client {number} received {response[:40]!r}: a response begins with b'HTTP/1.1 200 OK'")
+
+
+NO_HOSTAGE = Exercise(
+    id="execution.roles.no_hostage",
+    task=(
+        "Write `serve(listener, context)`: a server for HTTPS, without an end. `context` is the server's `SSLContext`. "
+        "Answer each connection's request with `200 OK`, and close. Three clients connect first and say nothing at "
+        "all. They must not keep the others waiting."
+    ),
+    starter="def serve(listener, context):\n    return ...\n",
+    solution=(
+        "import threading\n\n\n"
+        "def serve(listener, context):\n"
+        "    def talk(plain):\n"
+        "        plain.settimeout(10)\n"
+        "        with plain, context.wrap_socket(plain, server_side=True) as connection:\n"
+        "            connection.recv(4096)\n"
+        '            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")\n\n'
+        "    while True:\n"
+        "        connection, _ = listener.accept()\n"
+        "        threading.Thread(target=talk, args=(connection,), daemon=True).start()\n"
+    ),
+    explanation=(
+        "A TLS handshake waits for the client, so it is the reader's work. The acceptor waits for nothing but the "
+        "accept queue. The time-out ends the wait for a client that never says anything, and with it the thread."
+    ),
+    hints=(
+        "wrap_socket does the handshake before it returns. Which thread calls it in your server?",
+        "A listener that was wrapped itself does the handshake inside accept().",
+        "Let the acceptor start a thread with the plain connection. Handshake, recv and sendall are done there.",
+    ),
+    mistakes=(
+        Mistake(
+            "import threading\n\n\n"
+            "def serve(listener, context):\n"
+            "    def talk(connection):\n"
+            "        with connection:\n"
+            "            connection.recv(4096)\n"
+            '            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")\n\n'
+            "    with context.wrap_socket(listener, server_side=True) as tls:\n"
+            "        while True:\n"
+            "            connection, _ = tls.accept()\n"
+            "            threading.Thread(target=talk, args=(connection,), daemon=True).start()\n",
+            "who in your server waits for the silent ones?",
+        ),
+        Mistake(
+            "def serve(listener, context):\n"
+            "    while True:\n"
+            "        plain, _ = listener.accept()\n"
+            "        plain.settimeout(1)\n"
+            "        try:\n"
+            "            with plain, context.wrap_socket(plain, server_side=True) as connection:\n"
+            "                connection.recv(4096)\n"
+            '                connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")\n'
+            "        except OSError:\n"
+            "            pass\n",
+            "who in your server waits for the silent ones?",
+        ),
+        Mistake(
+            "import threading\n\n\n"
+            "def serve(listener, context):\n"
+            "    def talk(connection):\n"
+            "        with connection:\n"
+            "            connection.recv(4096)\n"
+            '            connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")\n\n'
+            "    while True:\n"
+            "        connection, _ = listener.accept()\n"
+            "        threading.Thread(target=talk, args=(connection,), daemon=True).start()\n",
+            "client 1 of 3 met",
+        ),
+    ),
+    judge=_judge_no_hostage,
+    deadline_s=20.0,
+)
+
+
+# Exercise 3
+
+DRIP_S = 0.05
+DEADLINE_S = 0.4
+
+
+def _judge_deadline(read_request: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
+        with lab.server:
+            listener = callers.enter_context(socket.create_server(("server.lab", PORT)))
+
+        def pair() -> tuple[socket.socket, socket.socket]:
+            with lab.client:
+                client = callers.enter_context(socket.create_connection(("server.lab", PORT), timeout=WAIT_S))
+            return client, callers.enter_context(listener.accept()[0])
+
+        client, connection = pair()
+        sender = threading.Thread(target=_in_two_pieces, args=(client,), daemon=True)
+        sender.start()
+        try:
+            request = read_request(connection, WAIT_S)
+        except TimeoutError as exc:
+            raise Wrong(f"an honest client sent its request in two pieces, and you raised {describe(exc)}") from exc
+        sender.join()
+        if request != FAST:
+            raise Wrong(f"an honest client sent {FAST!r} in two pieces, and you returned {request!r}")
+
+        client, connection = pair()
+        ended = threading.Event()
+        dripped: list[int] = []
+        dripper = threading.Thread(target=_drip, args=(client, ended, dripped), daemon=True)
+        dripper.start()
+        try:
+            got = read_request(connection, DEADLINE_S)
+        except TimeoutError:
+            got = None
+        ended.set()
+        dripper.join()
+        if got is not None:
+            raise Wrong(
+                f"a client sent a byte every {1000 * DRIP_S:g} ms, and you waited for all of its {len(FAST)}, with "
+                f"{DEADLINE_S:g} s as the deadline: does your time-out begin again with each byte?"
+                if got == FAST
+                else f"the time was over, and you returned {got!r}: raise TimeoutError"
+            )
+    return (
+        f"A client that sent a byte every {1000 * DRIP_S:g} ms was given up after {len(dripped)} of {len(FAST)} bytes."
+    )
+
+
+def _in_two_pieces(client: socket.socket) -> None:
+    client.sendall(FAST[:20])
+    time.sleep(0.1)  # else both may arrive as one
+    client.sendall(FAST[20:])
+
+
+def _drip(client: socket.socket, ended: threading.Event, dripped: list[int]) -> None:
+    with contextlib.suppress(OSError):
+        for number in range(len(FAST)):
+            client.sendall(FAST[number : number + 1])
+            dripped.append(number)
+            if ended.wait(DRIP_S):
+                return
+
+
+DEADLINE = Exercise(
+    id="execution.roles.deadline",
+    task=(
+        "A reader that waits for one client is a thread that no other client has. Write `read_request(connection, "
+        "seconds)`: return the request, all bytes up to and including its empty line `\\r\\n\\r\\n`, however many "
+        "pieces it comes in. When it is not complete after that many seconds, counted from the call, raise "
+        "`TimeoutError`. One of the clients sends a byte every 50 ms."
+    ),
+    starter="def read_request(connection, seconds):\n    return ...\n",
+    solution=(
+        "import time\n\n\n"
+        "def read_request(connection, seconds):\n"
+        "    deadline = time.monotonic() + seconds\n"
+        '    request = b""\n'
+        '    while not request.endswith(b"\\r\\n\\r\\n"):\n'
+        "        left = deadline - time.monotonic()\n"
+        "        if left <= 0:\n"
+        "            raise TimeoutError\n"
+        "        connection.settimeout(left)\n"
+        "        piece = connection.recv(4096)\n"
+        "        if not piece:\n"
+        "            raise ConnectionError\n"
+        "        request += piece\n"
+        "    return request\n"
+    ),
+    explanation=(
+        "settimeout bounds one call of recv. A client that sends a byte now and then starts it anew each time, and "
+        "holds the thread for as long as it likes. A deadline for the whole request is what bounds the thread."
+    ),
+    hints=(
+        "settimeout is about one call of recv. How many calls does a request take that comes byte by byte?",
+        "Note at the beginning when the time will be over, with time.monotonic().",
+        "Before each recv give settimeout what is left until then, and raise TimeoutError when nothing is.",
+    ),
+    mistakes=(
+        Mistake(
+            "def read_request(connection, seconds):\n"
+            "    connection.settimeout(seconds)\n"
+            '    request = b""\n'
+            '    while not request.endswith(b"\\r\\n\\r\\n"):\n'
+            "        request += connection.recv(4096)\n"
+            "    return request\n",
+            "does your time-out begin again with each byte",
+        ),
+        Mistake(
+            "def read_request(connection, seconds):\n"
+            "    connection.settimeout(seconds)\n"
+            "    return connection.recv(4096)\n",
+            "in two pieces, and you returned",
+        ),
+        Mistake(
+            "import time\n\n\n"
+            "def read_request(connection, seconds):\n"
+            "    deadline = time.monotonic() + seconds\n"
+            '    request = b""\n'
+            '    while not request.endswith(b"\\r\\n\\r\\n") and time.monotonic() < deadline:\n'
+            "        request += connection.recv(4096)\n"
+            "    return request\n",
+            "raise TimeoutError",
+        ),
+    ),
+    judge=_judge_deadline,
+    deadline_s=15.0,
+)
+
+EXERCISES = (LIFE_OF_A_CONNECTION, NO_HOSTAGE, DEADLINE)
+
+
+# The hidden trace
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A connection to a process that is stopped and goes on later, live or recorded, with four blanks."""
+    capture, _, _ = observe_life(lab)
+    (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
+    return HiddenTrace(
+        "execution.roles.trace",
+        packets,
+        [
+            Blank("SYN-ACK", "from", "the process was stopped: which host's kernel has the listener?"),
+            Blank("GET /fast", "round trip", "what had the client to wait for before it sent its request?"),
+            Blank("HTTP/1.1 200", "round trip", "a process that wakes up late adds time: does it add a round trip?"),
+            Blank("HTTP/1.1 200", "seq", "a SYN counts as one, and the stopped process had sent nothing before"),
+        ],
+        hints=(
+            "Round trips are counted by cause and effect, not by the clock.",
+            "The SYN-ACK ends the first round trip. Request and response are the second, however late the response is.",
+        ),
+        explanation=(
+            "The kernel answers the SYN for a process that cannot run. The request arrives and is acknowledged. When "
+            "the process goes on, its response leaves: the second round trip, and the server's first byte, number 1."
+        ),
+        tier=capture.tier,
+    )
+
+
+QUIZ = Quiz(
+    Question(
+        "A server accepts nothing any more. A client connects and sends its request. What does the client notice at "
+        "first?",
+        (
+            Option("connect fails.", "The kernel shakes hands for the listener, as long as the accept queue has room."),
+            Option(
+                "Nothing: both calls succeed. Only the response does not come.",
+                "connect and send succeed as soon as the kernels agree. No program has to have seen a byte.",
+                right=True,
+            ),
+            Option(
+                "The request is not acknowledged.",
+                "The kernel acknowledges what it puts into the receive queue, read or not.",
+            ),
+        ),
+    ),
+    Question(
+        "Clients time out. `ss -ltn` shows Recv-Q 0 for the listener, and `ss -tn` shows Recv-Q above 0 for most of "
+        "its connections. Who is late?",
+        (
+            Option("The acceptor.", "Then the listener's own Recv-Q, the accept queue, would not be empty."),
+            Option(
+                "The readers.",
+                "Accepted, and the bytes are still in the receive queues: nobody calls recv.",
+                right=True,
+            ),
+            Option(
+                "The database behind the handlers, with a reader waiting for it in each connection.",
+                "Those readers have read their requests, so both queues would be empty.",
+            ),
+        ),
+    ),
+    Question(
+        "You put a limit on a server with a thread for each connection: a pool of 200. Idle clients still make it "
+        "useless. What is missing?",
+        (
+            Option("A larger pool.", "An idle client costs its owner next to nothing. Whatever you add is taken, too."),
+            Option("A larger backlog.", "That is room for those who wait. The threads are what runs out here."),
+            Option(
+                "A deadline for each request.",
+                "Then an idle client gives its thread back, and the limit is about clients that do something.",
+                right=True,
+            ),
+        ),
+    ),
+)

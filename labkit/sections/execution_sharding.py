@@ -1,0 +1,486 @@
+"""What the section "Socket sharding" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from labkit.capture.captured import Captured
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judge import describe
+from labkit.queues.watch import Watch
+
+PORT = 8080
+RTT_MS = 5
+WAIT_S = 8.0
+REQUEST = b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+def _wait_until(happened: Callable[[], bool], seconds: float = WAIT_S) -> bool:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _call(lab: Lab) -> socket.socket:
+    """A client whose SYN has left."""
+    client = lab["client"].socket()
+    client.setblocking(False)
+    client.connect_ex((lab.server.ip, PORT))
+    return client
+
+
+def _inode(listener: socket.socket) -> int:
+    return os.fstat(listener.fileno()).st_ino
+
+
+def _open(lab: Lab) -> socket.socket:
+    with lab.server:
+        return socket.create_server((lab.server.ip, PORT), backlog=128, reuse_port=True)
+
+
+# Exercise 1
+
+CLIENTS = 64
+
+
+def _shard(open_shard: Callable[..., Any], lab: Lab, times: str) -> socket.socket:
+    """What one call of the learner's function returns, once it listens at the address."""
+    address = (lab.server.ip, PORT)
+    try:
+        with lab.server:
+            opened = open_shard(address)
+    except OSError as exc:
+        if exc.errno != errno.EADDRINUSE:
+            raise
+        raise Wrong(
+            f"the {times} call failed with EADDRINUSE: SO_REUSEPORT has to be set on every one of the sockets, and "
+            "before bind"
+        ) from exc
+    if not isinstance(opened, socket.socket):
+        raise Wrong(f"it returned {opened!r}: return the socket that listens")
+    if opened.fileno() < 0:
+        raise Wrong("the socket that it returned is closed: leave it open")
+    if opened.getsockname()[:2] != address:
+        raise Wrong(f"its socket is bound to {opened.getsockname()!r}: bind it to the address that you are given")
+    if not opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise Wrong("its socket does not listen: without listen it has no queue, and no share of the connections")
+    return opened
+
+
+def _judge_open_shard(open_shard: Callable[..., Any]) -> str:
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as stack:
+        shards = [stack.enter_context(_shard(open_shard, lab, times)) for times in ("first", "second")]
+        if _inode(shards[0]) == _inode(shards[1]):
+            raise Wrong("both calls returned the same socket: one queue, not two. Open a new socket each time")
+        for _ in range(CLIENTS):
+            stack.enter_context(_call(lab))
+        given: Counter[int] = Counter()
+        deadline = time.monotonic() + WAIT_S
+        for shard in shards:
+            shard.setblocking(False)
+        while given.total() < CLIENTS and time.monotonic() < deadline:
+            for shard in select.select(shards, [], [], 0.1)[0]:
+                with contextlib.suppress(BlockingIOError):
+                    shard.accept()[0].close()
+                    given[shards.index(shard)] += 1
+    counts = [given[number] for number in range(2)]
+    if not all(counts) and lab.can("kernel"):
+        raise Wrong(f"of {CLIENTS} connections the two got {counts[0]} and {counts[1]}: both should get some")
+    if sum(counts) < CLIENTS:
+        raise Wrong(f"only {sum(counts)} of {CLIENTS} connections arrived in {WAIT_S:g} s: is there room in the queue?")
+    return f"Both listen. Of {CLIENTS} connections they got {counts[0]} and {counts[1]}."
+
+
+OPEN_SHARD = Exercise(
+    id="execution.sharding.open_shard",
+    task=(
+        "Write `open_shard(address)`: open a listening socket that shares its address with others of its kind, and "
+        "return it. It is called twice with the same address. Then 64 clients connect, and both sockets must get some. "
+        "Use `socket.socket()`, not `create_server`, to see each step."
+    ),
+    starter="def open_shard(address):\n    return ...\n",
+    solution=(
+        "import socket\n\n\n"
+        "def open_shard(address):\n"
+        "    shard = socket.socket()\n"
+        "    shard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        "    shard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "    shard.bind(address)\n"
+        "    shard.listen(128)\n"
+        "    return shard\n"
+    ),
+    explanation=(
+        "bind is where the kernel decides who may have the address, so the option has to be there before, on the first "
+        "socket, too. listen makes the queue and adds the socket to the group of those that share the port. "
+        "SO_REUSEADDR is a different matter: with it a restarted server may bind while old connections are in "
+        "TIME_WAIT."
+    ),
+    hints=(
+        "Which call fails, and what does the kernel have to know before it?",
+        "setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1) on each socket, between socket() and bind.",
+        "The order is: socket, setsockopt, bind, listen, return.",
+    ),
+    mistakes=(
+        Mistake(
+            "import socket\n\n\n"
+            "def open_shard(address):\n"
+            "    shard = socket.socket()\n"
+            "    shard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+            "    shard.bind(address)\n"
+            "    shard.listen(128)\n"
+            "    return shard\n",
+            "EADDRINUSE",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def open_shard(address):\n"
+            "    shard = socket.socket()\n"
+            "    shard.bind(address)\n"
+            "    shard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+            "    shard.listen(128)\n"
+            "    return shard\n",
+            "before bind",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def open_shard(address):\n"
+            "    shard = socket.socket()\n"
+            "    shard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+            "    shard.bind(address)\n"
+            "    return shard\n",
+            "does not listen",
+        ),
+        Mistake(
+            "import socket\n\n"
+            "opened = []\n\n\n"
+            "def open_shard(address):\n"
+            "    if not opened:\n"
+            "        opened.append(socket.create_server(address, reuse_port=True))\n"
+            "    return opened[0]\n",
+            "the same socket",
+        ),
+    ),
+    judge=_judge_open_shard,
+)
+
+
+# Exercise 2
+
+FEWEST = 3  # connections in the queue of the shard that retires
+RETURN_S = 3.0
+
+
+def _serve(connection: socket.socket) -> None:
+    with connection:
+        connection.settimeout(WAIT_S)
+        connection.recv(65536)
+        connection.sendall(ANSWER)
+
+
+def _fate(client: socket.socket) -> str:
+    client.settimeout(WAIT_S / 2)
+    try:
+        return "answered" if client.recv(65536).startswith(b"HTTP/1.1 200") else "closed"
+    except ConnectionResetError:
+        return "reset"
+    except OSError:
+        return "still waits"
+
+
+def _waiting(watch: Watch, listener: socket.socket) -> int:
+    seen = watch.so_far().listeners.get(_inode(listener))
+    return seen.accept_queue.last if seen else 0
+
+
+def _fill(lab: Lab, watch: Watch, old: socket.socket, new: socket.socket) -> list[socket.socket]:
+    """Clients connect and ask until enough of them wait for the old shard. Returns these; the new one serves others."""
+    clients: dict[tuple[str, int], socket.socket] = {}
+    while _waiting(watch, old) < FEWEST:
+        client = _call(lab)
+        clients[client.getsockname()[:2]] = client
+        if len(clients) > 200:
+            raise MeasurementFailed("no client came to the shard that retires: try again")
+        if not select.select([], [client], [], WAIT_S)[1]:
+            raise MeasurementFailed("a client could not connect: try again")
+        client.sendall(REQUEST)
+
+        def there() -> bool:
+            while select.select([new], [], [], 0)[0]:
+                connection, peer = new.accept()
+                _serve(connection)
+                clients.pop(peer).close()
+            return _waiting(watch, old) == len(clients)
+
+        if not _wait_until(there):
+            raise MeasurementFailed("a connection came to neither of the shards: try again")
+    # The last request is half a round trip behind its connection.
+    _wait_until(lambda: all(each.receive_queue.last for each in _of(watch, clients)))
+    return list(clients.values())
+
+
+def _of(watch: Watch, clients: dict[tuple[str, int], socket.socket]) -> list[Any]:
+    seen = watch.so_far().connections
+    return [seen[f"{ip}:{port}"] for ip, port in clients if f"{ip}:{port}" in seen]
+
+
+def _run(retire: Callable[..., Any], listener: socket.socket, answer: Callable[[socket.socket], None]) -> None:
+    """Call the learner's function in a thread. Raises Wrong where it raises or does not return."""
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            retire(listener, answer)
+        except BaseException as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(RETURN_S)
+    if raised:
+        raise Wrong(f"your function raised {describe(raised[0])}") from raised[0]
+    if thread.is_alive():
+        raise Wrong(
+            "it has not returned, and the queue is empty: accept waits for a connection that nobody will make. Let it "
+            "not block"
+        )
+
+
+def _judge_retire(retire: Callable[..., Any]) -> str:
+    answered = 0
+
+    def answer(connection: socket.socket) -> None:
+        nonlocal answered
+        _serve(connection)
+        answered += 1
+
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as stack:
+        watch = stack.enter_context(lab.watch(PORT, connections=True))
+        old, new = (stack.enter_context(_open(lab)) for _ in range(2))
+        clients = [stack.enter_context(client) for client in _fill(lab, watch, old, new)]
+        _run(retire, old, answer)
+        if old.fileno() >= 0:
+            raise Wrong(
+                f"it answered {answered} and returned, and the shard still listens: the kernel goes on to give it a "
+                "share of the connections. Close it"
+            )
+        fates = Counter(map(_fate, clients))
+        if fates["reset"]:
+            raise Wrong(
+                f"{len(clients)} clients waited in the queue: {fates['answered']} answered, {fates['reset']} reset. "
+                "What is in the queue when the listener closes is lost: empty it first, all of it"
+            )
+        if fates["answered"] < len(clients):
+            told = ", ".join(f"{count} {fate}" for fate, count in fates.items())
+            raise Wrong(f"of {len(clients)} clients in the queue: {told}. Hand each connection to `answer`")
+        _run(retire, stack.enter_context(_open(lab)), answer)
+    return f"{len(clients)} clients waited for the shard that retired, all are answered, none is reset."
+
+
+RETIRE = Exercise(
+    id="execution.sharding.retire",
+    task=(
+        "Write `retire(listener, answer)`: a worker ends in a deploy, and this is the last that it does. Accept what "
+        "waits in the queue of its shard, call `answer(connection)` for each (it reads the request, responds and "
+        "closes), and close the listener. It is called with several clients in the queue, and once with none: it must "
+        "return then, too. No client may be reset."
+    ),
+    starter="def retire(listener, answer):\n    return ...\n",
+    solution=(
+        "def retire(listener, answer):\n"
+        "    listener.setblocking(False)\n"
+        "    with listener:\n"
+        "        while True:\n"
+        "            try:\n"
+        "                connection, _ = listener.accept()\n"
+        "            except BlockingIOError:\n"
+        "                return\n"
+        "            connection.setblocking(True)\n"
+        "            answer(connection)\n"
+    ),
+    explanation=(
+        "A non-blocking accept says by BlockingIOError that the queue is empty. Between that and close there is a gap: "
+        "a client whose handshake ends in it is reset all the same, and so is one whose handshake has only begun. "
+        "Draining makes resets rare. Only a socket that somebody else keeps open, or tcp_migrate_req, makes them "
+        "impossible."
+    ),
+    hints=(
+        "What does close do to connections that wait in the queue?",
+        "accept in a loop. How does it tell you, instead of waiting, that nothing is there?",
+        "listener.setblocking(False), then accept until BlockingIOError, then close.",
+    ),
+    mistakes=(
+        Mistake("def retire(listener, answer):\n    listener.close()\n", "0 answered"),
+        Mistake(
+            "def retire(listener, answer):\n"
+            "    connection, _ = listener.accept()\n"
+            "    answer(connection)\n"
+            "    listener.close()\n",
+            "1 answered",
+        ),
+        Mistake(
+            "def retire(listener, answer):\n"
+            "    with listener:\n"
+            "        while True:\n"
+            "            answer(listener.accept()[0])\n",
+            "has not returned",
+        ),
+        Mistake(
+            "def retire(listener, answer):\n"
+            "    listener.setblocking(False)\n"
+            "    try:\n"
+            "        while True:\n"
+            "            answer(listener.accept()[0])\n"
+            "    except BlockingIOError:\n"
+            "        return\n",
+            "still listens",
+        ),
+        Mistake(
+            "import socket\n\n\n"
+            "def retire(listener, answer):\n"
+            "    listener.shutdown(socket.SHUT_RDWR)\n"
+            "    listener.close()\n",
+            "reset",
+        ),
+    ),
+    judge=_judge_retire,
+    needs="kernel",
+)
+
+EXERCISES = (OPEN_SHARD, RETIRE)
+
+
+# The hidden trace
+
+
+def _never_accepted(lab: Lab) -> Captured:
+    """A client connects to one of two shards and asks; its shard is closed before anybody accepts."""
+    with (
+        contextlib.ExitStack() as stack,
+        lab.watch(PORT, connections=True) as watch,
+    ):
+        shards = [stack.enter_context(_open(lab)) for _ in range(2)]
+        with lab.capture() as capture:
+            client = stack.enter_context(_call(lab))
+            select.select([], [client], [], WAIT_S)
+            client.sendall(REQUEST)
+
+            def asked() -> bool:
+                seen = watch.so_far()
+                unread = [each.receive_queue.last for each in seen.connections.values()]
+                return seen.accept_queue.last == 1 and any(unread)
+
+            if not _wait_until(asked):
+                raise MeasurementFailed("the request did not arrive: run the cell again")
+            for shard in shards:
+                if _waiting(watch, shard):
+                    shard.close()
+            client.settimeout(WAIT_S)
+            with contextlib.suppress(ConnectionResetError):
+                client.recv(65536)
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A connection in the queue of a shard that closes, live or recorded, with four blanks."""
+    capture = lab.live_or_recorded("execution.sharding/trace", _never_accepted, lab)
+    (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
+    return HiddenTrace(
+        "execution.sharding.trace",
+        packets,
+        [
+            Blank("SYN-ACK", "from", "who answers a SYN, when no program has called accept?"),
+            Blank("GET /", "round trip", "the client may send as soon as it has the SYN-ACK"),
+            Blank("RST", "seq", "how many bytes has the server sent so far? Its SYN took number 0"),
+            Blank("RST", "what", "what does a client receive that the kernel has thrown out of a queue?"),
+        ],
+        hints=(
+            "The kernel shakes hands and takes the request in. No program is involved anywhere in this trace.",
+            "A client sends its request one round trip after its SYN: the second round trip begins.",
+            "A server that has sent nothing but its SYN-ACK is at number 1. FIN would say that it has ended regularly, "
+            "and it is not that.",
+        ),
+        explanation=(
+            "The server's kernel answers the SYN, so the client is connected and asks, in its second round trip. The "
+            "connection waits in the queue. When the listener closes, the kernel aborts what is in there by a RST, "
+            "with the server's next number: 1, because it never sent a byte (RFC 9293 §3.5.2)."
+        ),
+        tier=capture.tier,
+    )
+
+
+QUIZ = Quiz(
+    Question(
+        "Eight shards. For about one client in eight, connect takes seconds or fails. The other seven eighths are as "
+        "fast as ever, and the CPU is mostly idle. What is it?",
+        (
+            Option(
+                "The backlog is too small for the load.",
+                "Then all queues would overflow now and then, and clients of all shards would meet it.",
+            ),
+            Option(
+                "One of the eight processes does not accept any more.",
+                "It still gets its eighth. Look at the queues one by one: ss -ltn shows eight lines for this port, and "
+                "one of them is full.",
+                right=True,
+            ),
+            Option(
+                "The hash has given one shard most of the connections.",
+                "With many clients the shares are nearly equal, and a full share does not make connect fail.",
+            ),
+        ),
+    ),
+    Question(
+        "At each deploy a few clients report a connection reset, though every worker finishes the requests it has "
+        "begun before it exits. What helps?",
+        (
+            Option(
+                "A larger backlog.",
+                "Then still more connections can wait in the queue of a worker that ends.",
+            ),
+            Option(
+                "A longer grace period for the workers.",
+                "They finish what they have accepted. The clients in question were never accepted.",
+            ),
+            Option(
+                "The parent opens the shards and keeps them while the workers change.",
+                "The queue lives as long as one process has its socket open, and the next worker empties it.",
+                right=True,
+            ),
+        ),
+    ),
+    Question(
+        "Your program sets SO_REUSEPORT before bind and gets EADDRINUSE, because another listener has the port. Why?",
+        (
+            Option(
+                "The other one did not set it, or runs as another user.",
+                "All have to agree, and all need the same effective user ID: else anybody could take a share of "
+                "somebody else's connections.",
+                right=True,
+            ),
+            Option(
+                "Old connections are in TIME_WAIT.",
+                "That is what SO_REUSEADDR is for. Here a socket listens.",
+            ),
+            Option(
+                "A port can have only as many listeners as the machine has CPUs.",
+                "There is no such limit. More shards than CPUs only gain nothing.",
+            ),
+        ),
+    ),
+)

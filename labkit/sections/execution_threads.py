@@ -1,0 +1,645 @@
+"""What the section "When to use threads" asks: its backend, its plots, two exercises, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from labkit.capture.captured import Captured
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judge import describe
+from labkit.load.server_process import ServerProcess
+from labkit.load.workload import WAIT_S
+from labkit.plots import Picture, style
+
+if TYPE_CHECKING:
+    from labkit.load.load import Load
+    from labkit.load.trial import Trial
+    from labkit.queues.run_queue import ThreadTimes
+
+PORT, BACKEND = 8080, 9000
+RTT_MS = 10
+PATIENCE_S = 8.0
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Look again and again. Raises MeasurementFailed when it has not happened in time."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > deadline:
+            raise MeasurementFailed(f"it did not happen in {seconds:g} s: is the machine too busy? Try again")
+        time.sleep(0.002)
+
+
+class Backend:
+    """A backend on the server's host that answers nobody until it is told to.
+
+    Who asks it connects and waits for a byte. Until the release nobody is accepted, so the kernel's accept queue of
+    its port holds exactly those who wait for it.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        with lab.server:
+            self._listener = socket.create_server((lab.server.ip, BACKEND), backlog=64)
+        try:
+            self._watch = lab.watch(BACKEND)
+        except BaseException:
+            self._listener.close()
+            raise
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for it now, or at its release did."""
+        return self._watch.so_far().accept_queue.last
+
+    def release(self) -> None:
+        """From now on everybody is answered at once."""
+        self._listener.settimeout(0.05)
+        self._thread = threading.Thread(target=self._answer, name="labkit-backend", daemon=True)
+        self._thread.start()
+
+    def _answer(self) -> None:
+        while not self._ended:
+            with contextlib.suppress(OSError):  # nobody came meanwhile, or who asked has gone
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.sendall(b"!")
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended = True
+        if self._thread:
+            self._thread.join()
+        self._watch.close()
+        self._listener.close()
+
+
+# Plots
+
+
+def workers_of(trial: Trial) -> list[ThreadTimes]:
+    """The threads that do the work: those with a number in their name, or the only one."""
+    numbered = [times for times in trial.threads if times.name[-1:].isdigit()]
+    return numbered or list(trial.threads)
+
+
+def limits(trial: Trial) -> dict[str, float]:
+    """Where a worker's time went, in percent of the time under load, on the average of all workers.
+
+    "on a CPU" and "in the run queue" are the scheduler's numbers; "waits 20 ms" follows from how many slow requests
+    were completed; "the rest" is what is left: it had nothing to do, or slept until it got the GIL.
+    """
+    workers, load = workers_of(trial), trial.load
+    observed_s = (load.duration_s + load.warmup_s) * len(workers)
+    slow = load.latencies(1).get_total_count() if len(load.requests) > 1 else 0
+    parts = {
+        "on a CPU": sum(times.running_s for times in workers) / observed_s,
+        "in the run queue": sum(times.waiting_s for times in workers) / observed_s,
+        "waits 20 ms": slow * WAIT_S / (load.duration_s * len(workers)),
+    }
+    percent = {name: 100 * part for name, part in parts.items()}
+    return {**percent, "the rest": max(0.0, 100 - sum(percent.values()))}
+
+
+def plot_time(trials: Sequence[Trial], title: str) -> Picture:
+    """Where the workers' time went: a bar for each trial.
+
+    Args:
+        trials: with requests of two kinds, the second of which waits.
+        title: the finding.
+    """
+    figure, axes = style.new_figure(1.2 + 0.42 * len(trials))
+    looks = {
+        "on a CPU": (style.BLUE, ""),
+        "in the run queue": ("white", "/////"),
+        "waits 20 ms": (style.ORANGE, ""),
+        "the rest": ("#e5e5e5", ""),
+    }
+    told = []
+    for row, each in enumerate(trials):
+        left, parts = 0.0, limits(each)
+        for name, part in parts.items():
+            colour, hatch = looks[name]
+            axes.barh(
+                row, part, 0.66, left, color=colour, hatch=hatch, label=name if row == 0 else None, linewidth=0.5,
+                edgecolor=style.BLUE if hatch else "white",
+            )  # fmt: skip
+            if part >= 6:
+                axes.text(
+                    left + part / 2, row, f"{part:.0f}", ha="center", va="center", fontsize=style.SIZE,
+                    color="white" if name == "on a CPU" else style.INK,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if hatch else None,
+                )  # fmt: skip
+            left += part
+        told.append(f"{each.name}: " + ", ".join(f"{name} {part:.0f} %" for name, part in parts.items()))
+    axes.set_yticks(range(len(trials)), [f"{each.name} ({len(workers_of(each))})" for each in trials])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(trials) - 0.4, -0.6)
+    axes.set_xlabel("% of a worker's time, average of all workers (their number in brackets)", fontsize=style.SIZE)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
+    style.set_title(axes, title)
+    style.add_note(figure, style.origin(trials[0].tier, "Measured"))
+    return Picture(figure, f"{title}. {'. '.join(told)}.")
+
+
+def plot_pools(pools: Mapping[int, Load], hold_s: float, title: str) -> Picture:
+    """Throughput over the number of workers, and the bound that follows from the time a request holds a worker."""
+    figure, axes = style.new_figure(3.3)
+    sizes = list(pools)
+    bounds = [size / hold_s for size in sizes]
+    measured = [load.throughput for load in pools.values()]
+    axes.plot(sizes, bounds, "--", color=style.GREY, linewidth=1.5)
+    axes.annotate(
+        "workers / hold", (sizes[-1], bounds[-1]), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
+        fontsize=style.SIZE, color=style.GREY,
+    )  # fmt: skip
+    axes.plot(sizes, measured, "o-", color=style.BLUE, linewidth=2)
+    for size, value in zip(sizes, measured, strict=True):
+        axes.annotate(
+            f"{value:.0f}", (size, value), xytext=(4, -12), textcoords="offset points", fontsize=style.SIZE,
+            color=style.BLUE,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    ticks = [250, 500, 1000, 2000, 4000, 8000]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(min(*measured, 250) / 1.5, 1.3 * bounds[-1])
+    axes.set_xlim(0.85, 1.35 * sizes[-1])
+    axes.set_xlabel("worker threads", fontsize=style.SIZE)
+    axes.set_ylabel("requests a second", fontsize=style.SIZE)
+    style.set_title(axes, title)
+    style.add_note(figure, style.origin(pools[sizes[0]].tier, "Measured"))
+    told = ", ".join(f"{size} workers {value:.0f}" for size, value in zip(sizes, measured, strict=True))
+    return Picture(figure, f"{title}. Requests a second: {told}.")
+
+
+def plot_open(loads: Mapping[str, Load], title: str) -> Picture:
+    """Latency at percentiles, from when requests were due and from when they were sent."""
+    figure, axes = style.new_figure(3.3)
+    percentiles = (50, 75, 90, 99, 100)
+    told = []
+    for (name, load), colour in zip(loads.items(), (style.BLUE, style.VERMILION), strict=False):
+        for corrected, dash in ((True, "o-"), (False, "o:")):
+            values = [load.percentile_ms(p, corrected=corrected) for p in percentiles]
+            since = "since it was due" if corrected else "since it was sent"
+            axes.plot(range(len(values)), values, dash, color=colour, label=f"{name}, {since}")
+            told.append(f"{name}, {since}: p50 {values[0]:.3g} ms, p99 {values[3]:.3g} ms")
+    axes.set_yscale("log")
+    ticks = [10, 20, 50, 100, 200, 500, 1000]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 15), max(high, 60))
+    axes.set_xticks(range(len(percentiles)), [f"p{p}" if p < 100 else "max" for p in percentiles])
+    axes.set_xlabel("percentile", fontsize=style.SIZE)
+    axes.set_ylabel("latency, ms", fontsize=style.SIZE)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
+    style.set_title(axes, title)
+    style.add_note(figure, style.origin(next(iter(loads.values())).tier, "Measured"))
+    return Picture(figure, f"{title}. {'. '.join(told)}.")
+
+
+# Exercise 1
+
+SEATS, SLOW_CLIENTS = 4, 6
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _Dependency:
+    """What the learner's server asks: it hangs until the judge lets it go, and counts who is in it."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.inside = self.most = 0
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.go_on.wait(PATIENCE_S)
+        with self._lock:
+            self.inside -= 1
+
+
+@contextlib.contextmanager
+def _running(function: Callable[..., Any], *args: Any) -> Iterator[None]:
+    """Run a learner's server, which need not return, in a thread of this process; it ends with the process."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function(*args)
+        except BaseException as exc:
+            raised.append(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield
+    except Wrong:
+        if raised:
+            raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
+        raise
+
+
+def _status(client: socket.socket, seconds: float) -> str:
+    """Of the response: "200", "503", … or "" where none came in time, or the connection ended without one."""
+    client.settimeout(seconds)
+    try:
+        line = client.recv(4096).split(b"\r\n")[0].split()
+    except OSError:
+        return ""
+    return line[1].decode("latin-1") if len(line) > 1 else ""
+
+
+def _judge_bulkhead(serve: Callable[..., Any]) -> str:
+    dependency = _Dependency()
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
+        with lab.server:
+            listener = callers.enter_context(socket.create_server(("server.lab", PORT), backlog=16))
+            callers.enter_context(_running(serve, listener, dependency))
+
+        def call(path: bytes) -> socket.socket:
+            with lab.client:
+                client = callers.enter_context(socket.create_connection(("server.lab", PORT), timeout=PATIENCE_S))
+            client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+            return client
+
+        slow = []
+        for number in range(1, SLOW_CLIENTS + 1):
+            slow.append(call(b"/slow"))
+            if number <= SEATS:
+                with contextlib.suppress(MeasurementFailed):
+                    wait_until(lambda wanted=number: dependency.inside >= wanted, 2.0)  # type: ignore[misc]
+                if dependency.inside < number:
+                    raise Wrong(
+                        f"{number} clients asked for /slow, and {dependency.inside} of their requests were in `ask` "
+                        f"at the same time: {SEATS} may be, and nobody else was there"
+                    )
+        health = _status(call(b"/health"), 1.5)
+        if not health:
+            raise Wrong(
+                f"while `ask` hung, /health got no response: of {SLOW_CLIENTS} requests for /slow, all that your "
+                "server has for requests was waiting. Keep something free for those that do not need the backend"
+            )
+        if health != "200":
+            raise Wrong(f"/health does not need the backend, and got {health}: respond with 200")
+        refused = [_status(client, 0.7) or "nothing" for client in slow[SEATS:]]
+        if dependency.most > SEATS:
+            raise Wrong(
+                f"{dependency.most} requests were in `ask` at the same time: {SEATS} may be. A thousand clients would "
+                "be a thousand threads that wait"
+            )
+        if set(refused) != {"503"}:
+            raise Wrong(
+                f"all {SEATS} places in `ask` were taken, and the next two clients got {' and '.join(refused)}: "
+                "refuse them at once with 503, do not let them wait"
+            )
+        dependency.go_on.set()
+        served = [_status(client, PATIENCE_S / 2) for client in slow[:SEATS]]
+        if set(served) != {"200"}:
+            raise Wrong(f"`ask` has returned, and the {SEATS} who waited for it got {served}: respond with 200")
+        for _ in range(5):  # a place may be given back a moment after the response
+            if (again := _status(call(b"/slow"), PATIENCE_S / 2)) == "200":
+                break
+            time.sleep(0.1)
+        else:
+            raise Wrong(f"`ask` works again, and /slow got {again or 'nothing'}: is each place given back?")
+    return f"{SEATS} requests hung in `ask`, 2 were refused at once, and /health was answered meanwhile."
+
+
+_BULKHEAD = (
+    "import threading\n\n"
+    'CLOSE = b"\\r\\nConnection: close\\r\\nContent-Length: 0\\r\\n\\r\\n"\n'
+    'OK = b"HTTP/1.1 200 OK" + CLOSE\n'
+    'BUSY = b"HTTP/1.1 503 Service Unavailable" + CLOSE\n\n\n'
+    "def serve(listener, ask):\n"
+    "    places = threading.Semaphore({places})\n\n"
+    "    def slow():\n"
+    "{slow}"
+    "    def talk(connection):\n"
+    "        with connection:\n"
+    "            request = connection.recv(4096)\n"
+    '            connection.sendall(slow() if request.startswith(b"GET /slow") else OK)\n\n'
+    "    while True:\n"
+    "        connection, _ = listener.accept()\n"
+    "        threading.Thread(target=talk, args=(connection,), daemon=True).start()\n"
+)
+
+BULKHEAD = Exercise(
+    id="execution.threads.bulkhead",
+    task=(
+        "Write `serve(listener, ask)`, a server without an end: one request for each connection, then close. `GET "
+        "/slow` calls `ask()` before it responds with `200 OK`. `ask` waits for a backend, and today it hangs for "
+        "seconds. `GET /health` needs no backend, and gets `200 OK` at once, whatever hangs. Four requests may be in "
+        "`ask` at the same time. Whoever comes for `/slow` meanwhile gets `503` at once."
+    ),
+    starter="def serve(listener, ask):\n    return ...\n",
+    solution=_BULKHEAD.format(
+        places=4,
+        slow=(
+            "        if not places.acquire(blocking=False):\n"
+            "            return BUSY\n"
+            "        try:\n"
+            "            ask()\n"
+            "        finally:\n"
+            "            places.release()\n"
+            "        return OK\n\n"
+        ),
+    ),
+    explanation=(
+        "The semaphore is a wall between what needs the backend and what does not: a bulkhead. blocking=False is the "
+        "decision to refuse. A semaphore that lets them wait moves the queue from the pool into the semaphore, and "
+        "each of them is a thread."
+    ),
+    hints=(
+        "Which threads are left for /health when four wait in ask? And when six do?",
+        "A thread for each connection answers /health. Then bound how many of them may be in ask: threading.Semaphore.",
+        "Semaphore.acquire(blocking=False) says at once whether there was a place. Give it back in a finally.",
+    ),
+    mistakes=(
+        Mistake(
+            "from concurrent.futures import ThreadPoolExecutor\n\n"
+            'OK = b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: 0\\r\\n\\r\\n"\n\n\n'
+            "def serve(listener, ask):\n"
+            "    def talk(connection):\n"
+            "        with connection:\n"
+            '            if connection.recv(4096).startswith(b"GET /slow"):\n'
+            "                ask()\n"
+            "            connection.sendall(OK)\n\n"
+            "    pool = ThreadPoolExecutor(4)\n"
+            "    while True:\n"
+            "        connection, _ = listener.accept()\n"
+            "        pool.submit(talk, connection)\n",
+            "/health got no response",
+        ),
+        Mistake(_BULKHEAD.format(places=4, slow="        ask()\n        return OK\n\n"), "6 requests were in `ask`"),
+        Mistake(
+            _BULKHEAD.format(places=4, slow="        with places:\n            ask()\n        return OK\n\n"),
+            "do not let them wait",
+        ),
+        Mistake(
+            _BULKHEAD.format(
+                places=4,
+                slow=(
+                    "        if not places.acquire(blocking=False):\n"
+                    "            return BUSY\n"
+                    "        ask()\n"
+                    "        return OK\n\n"
+                ),
+            ),
+            "is each place given back?",
+        ),
+    ),
+    judge=_judge_bulkhead,
+    deadline_s=30.0,
+)
+
+
+# Exercise 2
+
+THREADS = 8
+
+
+class _Store:
+    """A number that takes a moment to read, as one in a cache or on a disk does."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def read(self) -> int:
+        seen = self._value
+        time.sleep(0.02)
+        return seen
+
+    def write(self, value: int) -> None:
+        self._value = value
+
+    @property
+    def value(self) -> int:
+        return self._value
+
+
+def _judge_counter(handle: Callable[..., Any]) -> str:
+    store, lock, together = _Store(), threading.Lock(), threading.Barrier(THREADS)
+    raised: list[BaseException] = []
+    asked: list[int] = []
+    alone = SimpleNamespace(most=0, inside=0)
+    guard = threading.Lock()
+
+    def ask() -> None:
+        asked.append(1)
+        with guard:
+            alone.inside += 1
+            alone.most = max(alone.most, alone.inside)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(1.5)  # all of them have to be here at the same time
+        with guard:
+            alone.inside -= 1
+
+    def run() -> None:
+        try:
+            handle(store, ask, lock)
+        except BaseException as exc:
+            raised.append(exc)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    if raised:
+        raise Wrong(f"your function raised {describe(raised[0])}") from raised[0]
+    if any(thread.is_alive() for thread in threads):
+        raise Wrong("a thread did not come back: is the lock given back on every way, and taken once?")
+    if len(asked) != THREADS:
+        raise Wrong(f"{THREADS} requests, and `ask` was called {len(asked)} times: each request asks once")
+    if alone.most < THREADS:
+        raise Wrong(
+            f"{THREADS} threads, and at most {alone.most} was in `ask` at a time: whoever waits in it has your lock, "
+            "and the others wait for that"
+        )
+    if store.value != THREADS:
+        raise Wrong(
+            f"{THREADS} requests, and the counter says {store.value}: between a thread's read and its write others "
+            "have read the same number"
+        )
+    return f"{THREADS} threads were in `ask` at the same time, and the counter says {store.value}."
+
+
+COUNTER = Exercise(
+    id="execution.threads.counter",
+    task=(
+        "Eight threads call `handle(store, ask, lock)` at the same time, one for each request. Write it: call `ask()`, "
+        "which waits for a backend, and add 1 to the counter: `store.read()` gives the number, `store.write(number)` "
+        "keeps one. Reading takes a moment. `lock` is a `threading.Lock` that all threads share. No update may be "
+        "lost, and all eight have to be in `ask` at the same time."
+    ),
+    starter="def handle(store, ask, lock):\n    return ...\n",
+    solution=("def handle(store, ask, lock):\n    ask()\n    with lock:\n        store.write(store.read() + 1)\n"),
+    explanation=(
+        "Read and write belong together, so one thread does both before the next one reads. The wait for the backend "
+        "does not belong to it. A lock that is held during a wait makes eight threads one."
+    ),
+    hints=(
+        "Which two calls must nobody come between? And which call takes the longest?",
+        "A lock protects from the first read to the last write. Everything else in it is time that the others wait.",
+        "Call ask() first, and then read and write inside of `with lock:`.",
+    ),
+    mistakes=(
+        Mistake(
+            "def handle(store, ask, lock):\n    ask()\n    store.write(store.read() + 1)\n",
+            "others have read the same number",
+        ),
+        Mistake(
+            "def handle(store, ask, lock):\n    with lock:\n        ask()\n        store.write(store.read() + 1)\n",
+            "whoever waits in it has your lock",
+        ),
+        Mistake(
+            "def handle(store, ask, lock):\n"
+            "    ask()\n"
+            "    number = store.read()\n"
+            "    with lock:\n"
+            "        store.write(number + 1)\n",
+            "others have read the same number",
+        ),
+    ),
+    judge=_judge_counter,
+    deadline_s=25.0,
+)
+
+EXERCISES = (BULKHEAD, COUNTER)
+
+
+# The hidden trace
+
+BACKEND_DEADLINE_S = 0.25
+
+
+def _ask_twice(lab: Lab) -> Captured:
+    """One client, one connection: a request that waits for a backend that hangs, then one that does not need it."""
+
+    def gives_up(address: tuple[str, int]) -> None:
+        # Its requests wait for the backend, and not for ever. It is defined in here so that its process does not
+        # import all that this module does.
+        close = b"Content-Length: 0\r\n\r\n"
+        listener = socket.create_server(address)
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                while request := connection.recv(4096):
+                    response = b"HTTP/1.1 200 OK\r\n" + close
+                    if request.startswith(b"GET /slow"):
+                        try:
+                            with socket.create_connection((address[0], BACKEND), timeout=BACKEND_DEADLINE_S) as backend:
+                                backend.recv(1)
+                        except TimeoutError:
+                            response = b"HTTP/1.1 503 Service Unavailable\r\n" + close
+                    connection.sendall(response)
+
+    with Backend(lab), ServerProcess(lab.server, PORT, gives_up), lab.capture() as capture:
+        with lab.client, socket.create_connection((lab.server.ip, PORT), timeout=PATIENCE_S) as client:
+            for path in (b"/slow", b"/health"):
+                client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+                client.recv(4096)
+        lab.wire.settle()
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A connection on which a deadline runs out, live or recorded, with four blanks."""
+    capture = lab.live_or_recorded("execution.threads/trace", _ask_twice, lab)
+    packets = next(
+        group for group in connections(capture.messages) if begins(group[0]) and group[0].flow.server_port == PORT
+    )
+    return HiddenTrace(
+        "execution.threads.trace",
+        packets,
+        [
+            Blank("503", "round trip", "a deadline is a timer of the server: which packet does this one answer?"),
+            Blank("GET /health", "seq", "a SYN takes one number, and the first request has 40 bytes"),
+            Blank("GET /health", "round trip", "this client had to wait for one response before it asked again"),
+            Blank("200 OK", "from", "the backend still hangs: who can answer without it?"),
+        ],
+        hints=(
+            "The backend is on the server's own host and hangs. Nothing of it crosses this wire.",
+            "Round trips are counted by cause and effect: a response belongs to the round trip of its request, "
+            "however long the server took.",
+            "The client's SYN has number 0, so its first byte has number 1.",
+        ),
+        explanation=(
+            "The 503 comes when the server's own deadline runs out, and the wire cannot tell a wait for a timer from a "
+            "wait for a backend. The connection lives on, and its thread is free: the next request on it is answered."
+        ),
+        tier=capture.tier,
+    )
+
+
+QUIZ = Quiz(
+    Question(
+        "A Python service in one process: each request waits 50 ms for a database and computes 1 ms. Four threads, and "
+        "the clients wait in a queue. The CPU is at 8 %. What helps first?",
+        (
+            Option(
+                "More threads.",
+                "Four threads make at most 4 / 51 ms = 78 requests a second, and nearly all of this time is spent "
+                "waiting. Twelve times as many threads would use the rest of one core, as long as the database bears "
+                "it.",
+                right=True,
+            ),
+            Option("More processes, because of the GIL.", "A thread that waits for a database does not hold the GIL."),
+            Option(
+                "A longer accept queue.",
+                "It holds more who wait, and serves nobody. Little's law: more in the system at the same throughput "
+                "means a longer latency.",
+            ),
+        ),
+    ),
+    Question(
+        "A load test with 10 connections, each sending its next request after a response, says p99 = 12 ms. In that "
+        "minute the server stood still for 10 seconds. Why does the p99 not show it?",
+        (
+            Option(
+                "Ten requests at most met the pause: nobody sent those that would have come meanwhile.",
+                "The test waits together with the server. That is coordinated omission. Counted from when requests "
+                "were due, a sixth of them would be late.",
+                right=True,
+            ),
+            Option("A p99 leaves out the worst 1 %, and 10 s are less.", "10 s of 60 are 17 % of the time."),
+            Option("The accept queue took the requests meanwhile.", "These connections were accepted long before."),
+        ),
+    ),
+    Question(
+        "Four threads update one counter, each with `counter = read() + 1` and then a write. One update is lost in a "
+        "week. Which repair keeps the throughput?",
+        (
+            Option(
+                "One lock around the whole request.",
+                "Nothing is lost, and one thread works at a time: the others wait for the lock.",
+            ),
+            Option(
+                "A lock around read and write alone.",
+                "Nobody comes between the two any more, and the waits of the requests still overlap.",
+                right=True,
+            ),
+            Option(
+                "Four processes.",
+                "Then each has a counter of its own, and none of the four is the number that was asked for.",
+            ),
+        ),
+    ),
+)
