@@ -57,7 +57,7 @@ class _Dispatcher:
         self._workers, self._in_order, self._admit = workers, in_order, admit
         self._kept: Kept = {}
         self._listener = listen(lab.server, PORT)
-        self._done, self._ear = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._done, self._ear = socket.socketpair()
         self._connections: dict[int, socket.socket] = {}
         self._buffers: dict[int, bytes] = {}
         self._numbers: dict[int, int] = {}
@@ -76,7 +76,7 @@ class _Dispatcher:
         """A worker is done with this request."""
         wait_until(lambda: self.raised or name in self.running, f"the request for /{name} is worked on")
         self.check()
-        self._done.sendall(name.encode())
+        self._done.sendall(f"{name}\n".encode())
 
     def check(self) -> None:
         """Raises Wrong where the learner's code has raised."""
@@ -93,10 +93,11 @@ class _Dispatcher:
                         ready = key.fileobj
                         assert isinstance(ready, socket.socket)
                         if ready is self._ear:
-                            name = ready.recv(4096).decode()
-                            if not name:
+                            told = ready.recv(4096).decode()  # a name is a few bytes, and comes in one piece
+                            if not told:
                                 return
-                            self._finished(name)
+                            for name in told.split():
+                                self._finished(name)
                         elif ready is self._listener:
                             connection = mine.enter_context(ready.accept()[0])
                             number = len(self._connections) + 1

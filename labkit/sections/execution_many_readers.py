@@ -231,7 +231,7 @@ class _Reader:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.outbox, self._inbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.outbox, self._inbox = socket.socketpair()
         self._told, self._ear = socket.socketpair()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -594,7 +594,7 @@ OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello\n"
 def _handed_over(lab: Lab) -> Captured:
     with lab.capture() as capture, contextlib.ExitStack() as stack:
         listener = stack.enter_context(listen(lab.server, PORT))
-        outbox, inbox = map(stack.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        outbox, inbox = map(stack.enter_context, socket.socketpair())
         with lab.client:
             client = stack.enter_context(socket.create_connection(("server.lab", PORT), timeout=WAIT_S))
         client.sendall(b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n")

@@ -133,7 +133,7 @@ def plot_lag(lags: Mapping[str, Sequence[Sequence[float]]], title: str, tier: st
             panel.spines[side].set_visible(False)
         words.append(f"{name}: {most_ms:.0f} ms at most")
         panel.set_title(words[-1], fontsize=style.SIZE, loc="left", color=style.INK, pad=3)
-    panels[-1].set_ylim(bottom=0)
+    panels[-1].set_ylim(0, 1.25 * max((late for pairs in lags.values() for _, late in pairs), default=0) * 1000 or 1)
     panels[-1].set_xlabel("when the timer was due, seconds after the loop began", fontsize=style.SIZE)
     figure.supylabel("how late it was, ms", fontsize=style.SIZE, color=style.INK)
     figure.suptitle(title, fontsize=style.TITLE_SIZE, color=style.INK, x=0.01, ha="left")

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
@@ -127,6 +129,7 @@ def plot_hanging(runs: Mapping[str, Mapping[str, int]], title: str, tier: str) -
     axes.set_yticks(ticks, list(runs))
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(at - 1.4, -0.7)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("how many", fontsize=style.SIZE)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
     style.set_title(axes, title)

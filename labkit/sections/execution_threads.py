@@ -109,7 +109,8 @@ def limits(trial: Trial) -> dict[str, float]:
         "in the run queue": sum(times.waiting_s for times in workers) / observed_s,
         "waits 20 ms": slow * WAIT_S / (load.duration_s * len(workers)),
     }
-    percent = {name: 100 * part for name, part in parts.items()}
+    whole = max(1.0, sum(parts.values()))  # what begins before the end of the run and ends after it counts as well
+    percent = {name: 100 * part / whole for name, part in parts.items()}
     return {**percent, "the rest": max(0.0, 100 - sum(percent.values()))}
 
 
@@ -162,7 +163,8 @@ def plot_pools(pools: Mapping[int, Load], hold_s: float, title: str) -> Picture:
     measured = [load.throughput for load in pools.values()]
     axes.plot(sizes, bounds, "--", color=style.GREY, linewidth=1.5)
     axes.annotate(
-        "workers / hold", (sizes[-1], bounds[-1]), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
+        f"workers / {1000 * hold_s:g} ms of waiting",
+        (sizes[-1], bounds[-1]), xytext=(-24, 0), textcoords="offset points", ha="right", va="center",
         fontsize=style.SIZE, color=style.GREY,
     )  # fmt: skip
     axes.plot(sizes, measured, "o-", color=style.BLUE, linewidth=2)
@@ -215,19 +217,22 @@ def plot_open(loads: Mapping[str, Load], title: str) -> Picture:
 
 # Exercise 1
 
-SEATS, SLOW_CLIENTS = 4, 6
-OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+PLACES, CLIENTS = 2, 4
 
 
-class _Dependency:
-    """What the learner's server asks: it hangs until the judge lets it go, and counts who is in it."""
+class _Backends:
+    """What the learner's server asks: "prices" hangs until the judge lets it go. Counts who is in it."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
         self.inside = self.most = 0
         self._lock = threading.Lock()
 
-    def __call__(self) -> None:
+    def __call__(self, name: str) -> None:
+        if name not in ("prices", "orders"):
+            raise ValueError(f"ask({name!r}): 'prices' or 'orders'")
+        if name == "orders":
+            return
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
@@ -257,21 +262,21 @@ def _running(function: Callable[..., Any], *args: Any) -> Iterator[None]:
 
 
 def _status(client: socket.socket, seconds: float) -> str:
-    """Of the response: "200", "503", … or "" where none came in time, or the connection ended without one."""
+    """Of the response: "200", "503", …; "no answer" where none came in time or the connection ended without one."""
     client.settimeout(seconds)
     try:
         line = client.recv(4096).split(b"\r\n")[0].split()
     except OSError:
-        return ""
-    return line[1].decode("latin-1") if len(line) > 1 else ""
+        line = []
+    return line[1].decode("latin-1") if len(line) > 1 else "no answer"
 
 
 def _judge_bulkhead(serve: Callable[..., Any]) -> str:
-    dependency = _Dependency()
+    backends = _Backends()
     with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
         with lab.server:
             listener = callers.enter_context(socket.create_server(("server.lab", PORT), backlog=16))
-            callers.enter_context(_running(serve, listener, dependency))
+            callers.enter_context(_running(serve, listener, backends))
 
         def call(path: bytes) -> socket.socket:
             with lab.client:
@@ -279,96 +284,96 @@ def _judge_bulkhead(serve: Callable[..., Any]) -> str:
             client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: server.lab\r\n\r\n")
             return client
 
-        slow = []
-        for number in range(1, SLOW_CLIENTS + 1):
-            slow.append(call(b"/slow"))
-            if number <= SEATS:
+        prices = []
+        for number in range(1, CLIENTS + 1):
+            prices.append(call(b"/prices"))
+            if number <= PLACES:
                 with contextlib.suppress(MeasurementFailed):
-                    wait_until(lambda wanted=number: dependency.inside >= wanted, 2.0)  # type: ignore[misc]
-                if dependency.inside < number:
+                    wait_until(lambda wanted=number: backends.inside >= wanted, 2.0)  # type: ignore[misc]
+                if backends.inside < number:
                     raise Wrong(
-                        f"{number} clients asked for /slow, and {dependency.inside} of their requests were in `ask` "
-                        f"at the same time: {SEATS} may be, and nobody else was there"
+                        f"{number} clients asked for /prices, and {backends.inside} of their requests were in "
+                        f'`ask("prices")` at the same time: {PLACES} may be, and nobody else was there'
                     )
         health = _status(call(b"/health"), 1.5)
-        if not health:
-            raise Wrong(
-                f"while `ask` hung, /health got no response: of {SLOW_CLIENTS} requests for /slow, all that your "
-                "server has for requests was waiting. Keep something free for those that do not need the backend"
-            )
         if health != "200":
-            raise Wrong(f"/health does not need the backend, and got {health}: respond with 200")
-        refused = [_status(client, 0.7) or "nothing" for client in slow[SEATS:]]
-        if dependency.most > SEATS:
             raise Wrong(
-                f"{dependency.most} requests were in `ask` at the same time: {SEATS} may be. A thousand clients would "
-                "be a thousand threads that wait"
+                f'while `ask("prices")` hung, /health got {health}. It asks nobody: keep something free for it, '
+                "however many ask for /prices"
+            )
+        orders = _status(call(b"/orders"), 1.5)
+        if orders != "200":
+            raise Wrong(
+                f'while `ask("prices")` hung, /orders got {orders}, and nobody was in `ask("orders")`: each backend '
+                "needs places of its own"
+            )
+        refused = [_status(client, 0.7) for client in prices[PLACES:]]
+        if backends.most > PLACES:
+            raise Wrong(
+                f'{backends.most} requests were in `ask("prices")` at the same time: {PLACES} may be. A thousand '
+                "clients would be a thousand threads that wait"
             )
         if set(refused) != {"503"}:
             raise Wrong(
-                f"all {SEATS} places in `ask` were taken, and the next two clients got {' and '.join(refused)}: "
+                f'both places in `ask("prices")` were taken, and the next two clients got {" and ".join(refused)}: '
                 "refuse them at once with 503, do not let them wait"
             )
-        dependency.go_on.set()
-        served = [_status(client, PATIENCE_S / 2) for client in slow[:SEATS]]
+        backends.go_on.set()
+        served = [_status(client, PATIENCE_S / 2) for client in prices[:PLACES]]
         if set(served) != {"200"}:
-            raise Wrong(f"`ask` has returned, and the {SEATS} who waited for it got {served}: respond with 200")
+            raise Wrong(f"`ask` has returned, and who waited for it got {' and '.join(served)}: respond with 200")
         for _ in range(5):  # a place may be given back a moment after the response
-            if (again := _status(call(b"/slow"), PATIENCE_S / 2)) == "200":
+            if (again := _status(call(b"/prices"), PATIENCE_S / 2)) == "200":
                 break
             time.sleep(0.1)
         else:
-            raise Wrong(f"`ask` works again, and /slow got {again or 'nothing'}: is each place given back?")
-    return f"{SEATS} requests hung in `ask`, 2 were refused at once, and /health was answered meanwhile."
+            raise Wrong(f"`ask` works again, and /prices got {again}: is each place given back?")
+    return f"{PLACES} requests hung, 2 were refused at once, and /orders and /health did not notice."
 
 
-_BULKHEAD = (
+_SERVER = (
     "import threading\n\n"
     'CLOSE = b"\\r\\nConnection: close\\r\\nContent-Length: 0\\r\\n\\r\\n"\n'
     'OK = b"HTTP/1.1 200 OK" + CLOSE\n'
     'BUSY = b"HTTP/1.1 503 Service Unavailable" + CLOSE\n\n\n'
     "def serve(listener, ask):\n"
-    "    places = threading.Semaphore({places})\n\n"
-    "    def slow():\n"
-    "{slow}"
+    "%(places)s"
+    "    def handle(name):\n"
+    "%(handle)s"
+    "        return OK\n\n"
     "    def talk(connection):\n"
     "        with connection:\n"
-    "            request = connection.recv(4096)\n"
-    '            connection.sendall(slow() if request.startswith(b"GET /slow") else OK)\n\n'
+    "            path = connection.recv(4096).split()[1].decode()\n"
+    '            connection.sendall(OK if path == "/health" else handle(path[1:]))\n\n'
     "    while True:\n"
     "        connection, _ = listener.accept()\n"
     "        threading.Thread(target=talk, args=(connection,), daemon=True).start()\n"
 )
+_EACH = '    places = {name: threading.Semaphore(2) for name in ("prices", "orders")}\n\n'
+_ONE = '    places = dict.fromkeys(("prices", "orders"), threading.Semaphore(2))\n\n'
+_REFUSE = "        if not places[name].acquire(blocking=False):\n            return BUSY\n"
+_GIVE_BACK = "        try:\n            ask(name)\n        finally:\n            places[name].release()\n"
 
 BULKHEAD = Exercise(
     id="execution.threads.bulkhead",
     task=(
         "Write `serve(listener, ask)`, a server without an end: one request for each connection, then close. `GET "
-        "/slow` calls `ask()` before it responds with `200 OK`. `ask` waits for a backend, and today it hangs for "
-        "seconds. `GET /health` needs no backend, and gets `200 OK` at once, whatever hangs. Four requests may be in "
-        "`ask` at the same time. Whoever comes for `/slow` meanwhile gets `503` at once."
+        '/prices` calls `ask("prices")` before it responds with `200 OK`, and `GET /orders` calls `ask("orders")`: a '
+        "backend each. `GET /health` asks nobody. Two requests may be in `ask` for the same backend at the same time. "
+        "Whoever comes for it meanwhile gets `503` at once. Today the backend for prices hangs. `/orders` and "
+        "`/health` must not notice."
     ),
     starter="def serve(listener, ask):\n    return ...\n",
-    solution=_BULKHEAD.format(
-        places=4,
-        slow=(
-            "        if not places.acquire(blocking=False):\n"
-            "            return BUSY\n"
-            "        try:\n"
-            "            ask()\n"
-            "        finally:\n"
-            "            places.release()\n"
-            "        return OK\n\n"
-        ),
-    ),
+    solution=_SERVER % {"places": _EACH, "handle": _REFUSE + _GIVE_BACK},
     explanation=(
-        "The semaphore is a wall between what needs the backend and what does not: a bulkhead. blocking=False is the "
-        "decision to refuse. A semaphore that lets them wait moves the queue from the pool into the semaphore, and "
-        "each of them is a thread."
+        "Each semaphore is a wall around one backend: a bulkhead. What hangs fills its own places and no others. "
+        "blocking=False is the decision to refuse. A semaphore that lets them wait moves the queue from the pool into "
+        "the semaphore, and each of them is a thread."
     ),
     hints=(
-        "Which threads are left for /health when four wait in ask? And when six do?",
-        "A thread for each connection answers /health. Then bound how many of them may be in ask: threading.Semaphore.",
+        "Which threads are left for /health when a pool of four has four requests for /prices?",
+        "A thread for each connection answers /health. Then bound how many may be in ask, for each backend apart: "
+        "threading.Semaphore.",
         "Semaphore.acquire(blocking=False) says at once whether there was a place. Give it back in a finally.",
     ),
     mistakes=(
@@ -378,32 +383,23 @@ BULKHEAD = Exercise(
             "def serve(listener, ask):\n"
             "    def talk(connection):\n"
             "        with connection:\n"
-            '            if connection.recv(4096).startswith(b"GET /slow"):\n'
-            "                ask()\n"
+            "            path = connection.recv(4096).split()[1].decode()\n"
+            '            if path != "/health":\n'
+            "                ask(path[1:])\n"
             "            connection.sendall(OK)\n\n"
             "    pool = ThreadPoolExecutor(4)\n"
             "    while True:\n"
             "        connection, _ = listener.accept()\n"
             "        pool.submit(talk, connection)\n",
-            "/health got no response",
+            "/health got no answer",
         ),
-        Mistake(_BULKHEAD.format(places=4, slow="        ask()\n        return OK\n\n"), "6 requests were in `ask`"),
+        Mistake(_SERVER % {"places": _ONE, "handle": _REFUSE + _GIVE_BACK}, "each backend needs places of its own"),
+        Mistake(_SERVER % {"places": "", "handle": "        ask(name)\n"}, '4 requests were in `ask("prices")`'),
         Mistake(
-            _BULKHEAD.format(places=4, slow="        with places:\n            ask()\n        return OK\n\n"),
+            _SERVER % {"places": _EACH, "handle": "        with places[name]:\n            ask(name)\n"},
             "do not let them wait",
         ),
-        Mistake(
-            _BULKHEAD.format(
-                places=4,
-                slow=(
-                    "        if not places.acquire(blocking=False):\n"
-                    "            return BUSY\n"
-                    "        ask()\n"
-                    "        return OK\n\n"
-                ),
-            ),
-            "is each place given back?",
-        ),
+        Mistake(_SERVER % {"places": _EACH, "handle": _REFUSE + "        ask(name)\n"}, "is each place given back?"),
     ),
     judge=_judge_bulkhead,
     deadline_s=30.0,
