@@ -6,12 +6,20 @@ import os
 import tempfile
 from typing import Any
 
+import pytest
+
 _home = tempfile.TemporaryDirectory(prefix="labkit-home-")
 os.environ["LABKIT_HOME"] = _home.name  # notebooks' kernels inherit it
 
 # Files whose tests take long and have nothing to share. Of all others one process runs the whole file: the cells of a
 # notebook share a kernel, the tests of a module its fixtures.
 ONE_BY_ONE = ("tests/test_tiers.py", "tests/test_notebooks.py", "tests/test_sections.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: one that begins last would run alone for minutes."""
+    items.sort(key=lambda item: item.path.name not in ("test_tiers.py", "test_notebooks.py"))
 
 
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
@@ -23,4 +31,5 @@ def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
             file = nodeid.partition("::")[0]
             return nodeid if file in ONE_BY_ONE else file
 
+    config.option.loadscopereorder = False
     return Scheduling(config, log)

@@ -13,7 +13,7 @@ import selectors
 import signal
 import socket
 
-from labkit.load.workers import Start, process, readable, thread
+from labkit.load.workers import EPOLLEXCLUSIVE, Start, process, readable, thread
 from labkit.load.workload import work
 
 WORKERS = 4
@@ -169,7 +169,7 @@ def accept_and_serve(listener: socket.socket, flags: int) -> None:
 
 
 def many_acceptors(
-    address: tuple[str, int], start: Start = process, acceptors: int = WORKERS, flags: int = select.EPOLLEXCLUSIVE
+    address: tuple[str, int], start: Start = process, acceptors: int = WORKERS, flags: int = EPOLLEXCLUSIVE
 ) -> None:
     listener = socket.create_server(address, backlog=128)
     listener.setblocking(False)

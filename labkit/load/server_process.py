@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import InvalidValue, LabError, NameTaken, NotReady
+from labkit.errors import InvalidValue, LabClosed, LabError, NameTaken, NotReady
 from labkit.load.workers import call_this_thread
 from labkit.network.host import Host
 from labkit.network.process import Program
@@ -151,6 +152,8 @@ class ServerProcess:
                     with contextlib.suppress(ProcessLookupError):
                         descriptors.append(os.pidfd_open(pid))
                         stack.callback(os.close, descriptors[-1])
+                with contextlib.suppress(LabClosed):
+                    self._program.send_signal(signal.SIGCONT)  # one that was stopped would not heed SIGTERM
                 self._program.close()
                 # The kernel ends children by a signal, and is done a moment later than with the program itself.
                 for descriptor in descriptors:

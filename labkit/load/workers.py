@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import selectors
 import signal
 import socket
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 COMM_BYTES = 15  # of a name the kernel keeps so many
 PR_SET_PDEATHSIG = 1
+EPOLLEXCLUSIVE: int = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # where there is no epoll, cells can still be defined
 
 
 class Start(Protocol):

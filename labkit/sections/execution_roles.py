@@ -147,9 +147,11 @@ def _stopped(lab: Lab) -> tuple[Captured, dict[str, int]]:
 
     with (
         ServerProcess(lab.server, PORT, thread_per_connection) as server,
+        contextlib.ExitStack() as stack,
         lab.watch(PORT, connections=True) as watch,
         lab.capture() as capture,
     ):
+        stack.callback(os.kill, server.pid, signal.SIGCONT)  # a stopped process takes long to end
         os.kill(server.pid, signal.SIGSTOP)
         _wait_until(lambda: state(server.pid) == "T")
         with lab.client, socket.create_connection((lab.server.ip, PORT), timeout=WAIT_S) as client:

@@ -106,8 +106,8 @@ def requests_of(lab: Lab, programs: list[list[str]]) -> list[list[str]]:
     # A program that has ended may leave its last packets to the next capture.
     for group in filter(lambda group: begins(group[0]), connections(capture.messages)):
         line = timeline(group)
-        whole = {phase: int(rtts + 0.05) for phase, rtts in line.phases_rtts(lab.rtt_ms).items()}
-        found.append([whole, int(line.rtts(lab.rtt_ms) + 0.05), [m.name for p in group for m in p.messages], line])
+        whole = line.whole_rtts()  # by cause and effect: a stall of the machine does not change it
+        found.append([whole, sum(whole.values()), [m.name for p in group for m in p.messages], line])
     return found
 
 

@@ -180,3 +180,11 @@ def test_an_interrupt_while_it_starts_leaves_nothing(
     notebook.send_signal(signal.SIGINT)
     assert notebook.stdout.readline() == "interrupted\n"
     until(lambda: not server())
+
+
+def test_one_that_is_stopped_ends_all_the_same(lab: Lab) -> None:
+    server = ServerProcess(lab.server, 8080, echo)
+    os.kill(server.pid, signal.SIGSTOP)
+    server.close()
+    assert server._program is not None
+    assert server._program.returncode == -signal.SIGTERM
