@@ -47,8 +47,7 @@ def rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_pytest(prefix: tuple[str, ...], home: Path, *words: str) -> str:
-    options = ("-q", "-n", "2", "-p", "no:cacheprovider", "-p", "tiers_seen")
-    command = [*prefix, sys.executable, "-m", "pytest", *options, *words]
+    command = [*prefix, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tiers_seen", *words]
     environment = {
         **os.environ,
         "HOME": str(home),

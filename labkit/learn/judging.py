@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from labkit.learn.judge import describe
 from labkit.network.host import Host
 
 END_S = 5.0
+WAIT_S = 8.0
+LOOK_S = 0.002
 
 
 @contextlib.contextmanager
@@ -56,6 +59,49 @@ def serving(host: Host, serve: Callable[..., Any], *arguments: Any, port: int = 
             thread.join(END_S)
     if raised:
         raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
+
+
+@contextlib.contextmanager
+def running(function: Callable[..., Any], *args: Any) -> Iterator[list[BaseException]]:
+    """Run a learner's server, which need not return, in a thread of this process; it ends with the process.
+
+    Yields:
+        a list that gets the exception with which the server has ended, if it has.
+
+    Raises:
+        Wrong: what the block raised, with the server's exception as the reason where there is one.
+    """
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function(*args)
+        except BaseException as exc:
+            raised.append(exc)
+
+    threading.Thread(target=run, name="your server", daemon=True).start()
+    try:
+        yield raised
+    except Wrong:
+        if raised:
+            raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
+        raise
+
+
+def happens(condition: Callable[[], object], seconds: float = WAIT_S) -> bool:
+    """Look again and again whether a condition holds. Returns whether it did before the deadline, in seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_S)
+    return True
+
+
+def wait_until(condition: Callable[[], object], seconds: float = WAIT_S) -> None:
+    """Look again and again until a condition holds. Raises MeasurementFailed where it does not in so many seconds."""
+    if not happens(condition, seconds):
+        raise MeasurementFailed(f"it did not happen in {seconds:g} s: is the machine too busy? Try again")
 
 
 def the_request(capture: Capture, port: int = 8443) -> Timeline:

@@ -20,14 +20,13 @@ import select
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import InvalidValue, LabClosed, LabError, NameTaken, NotReady
-from labkit.load.workers import call_this_thread
+from labkit.load.workers import call_this_thread, name_threads
 from labkit.network.host import Host
 from labkit.network.process import Program
 from labkit.queues.diag import LISTEN, NETLINK_SOCK_DIAG, ask, request
@@ -173,18 +172,6 @@ def main() -> None:
 
     sys.path = cloudpickle.load(sys.stdin.buffer)
     function, args = cloudpickle.load(sys.stdin.buffer)
-    start = threading.Thread.start
-
-    def start_named(thread: threading.Thread) -> None:
-        run = thread.run
-
-        def run_named() -> None:
-            call_this_thread(thread.name)
-            run()
-
-        thread.run = run_named  # type: ignore[method-assign]
-        start(thread)
-
-    threading.Thread.start = start_named  # type: ignore[assignment, method-assign]
+    name_threads()
     call_this_thread(getattr(function, "__name__", "server"))
     function(*args)

@@ -15,21 +15,13 @@ from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judge import describe
+from labkit.learn.judging import happens
 from labkit.queues.watch import Watch
 
 PORT = 8080
 RTT_MS = 10
 WAIT_S = 8.0
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-
-
-def _wait_until(happened: Callable[[], bool], seconds: float = WAIT_S) -> bool:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def _new_client(lab: Lab) -> socket.socket:
@@ -217,12 +209,12 @@ def _judge_keep_accepting(keep_accepting: Callable[..., Any]) -> str:
             def decided(client: socket.socket = client) -> bool:
                 return _connected(client) or _count(watch, "ListenDrops") > 0
 
-            _wait_until(decided, 1.0)
+            happens(decided, 1.0)
             if _connected(client):
                 client.sendall(b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n")
             # The kernel puts a connection into the queue half a round trip after the client has its own.
             time.sleep(RTT_MS / 1000)
-            if not _wait_until(lambda: not watch.so_far().accept_queue.last, patience_s):
+            if not happens(lambda: not watch.so_far().accept_queue.last, patience_s):
                 patience_s = 0.02  # nobody accepts: the others need not wait as long
             if raised:
                 raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
@@ -336,7 +328,7 @@ def _seventh(lab: Lab) -> Captured:
             return seen.accept_queue.last + seen.counters.get("TcpExtListenDrops", 0)
 
         def settle(clients: int) -> None:
-            _wait_until(lambda: decided() >= clients)
+            happens(lambda: decided() >= clients)
 
         *five, sixth, seventh = (stack.enter_context(_new_client(lab)) for _ in range(7))
         for client in five:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import socket
-import struct
-import termios
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from labkit.capture.captured import Captured
@@ -19,35 +16,17 @@ from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judge import describe
+from labkit.learn.judging import running, wait_until
 from labkit.load.server_process import ServerProcess
 from labkit.load.workload import FAST, SLOW
 from labkit.plots import Picture, style
-from labkit.queues.history import History
+from labkit.sections.execution_roles import unacknowledged, unread
 
 PORT = 8080
 RTT_MS = 10
 WAIT_S = 8.0
 
 Answers = Sequence[tuple[bool, float, float]]
-
-
-def _wait_until(happened: Callable[[], bool], seconds: float = WAIT_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            raise MeasurementFailed("the machine is too busy to see this: try again")
-        time.sleep(0.002)
-
-
-def unread(history: History) -> int:
-    """Bytes that wait in the receive queues of a port, all connections together, at the end of a history."""
-    return sum(connection.receive_queue.last for connection in history.connections.values())
-
-
-def unacknowledged(client: socket.socket) -> int:
-    """Bytes that were sent, and that the other kernel has not acknowledged yet (tcp(7): SIOCOUTQ)."""
-    (count,) = struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))
-    return int(count)
 
 
 def answers(capture: Captured) -> list[tuple[bool, float, float]]:
@@ -148,26 +127,6 @@ SPIN_S = 0.3
 LEAST_SPIN = 0.1  # of a core: an idle loop has less than a hundredth
 
 
-@contextlib.contextmanager
-def _running(function: Callable[..., Any], *args: Any) -> Iterator[None]:
-    """Run a learner's server, which need not return, in a thread of this process; it ends with the process."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function(*args)
-        except BaseException as exc:
-            raised.append(exc)
-
-    threading.Thread(target=run, name="your server", daemon=True).start()
-    try:
-        yield
-    except Wrong:
-        if raised:
-            raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
-        raise
-
-
 def _receive(client: socket.socket, otherwise: str) -> bytes:
     """A response. Raises Wrong with these words where none comes in time."""
     client.settimeout(PATIENCE_S)
@@ -187,7 +146,7 @@ def _judge_pieces(serve: Callable[..., Any]) -> str:
         before = set(threading.enumerate())
         with lab.server:
             listener = callers.enter_context(socket.create_server(("server.lab", PORT), backlog=16))
-            callers.enter_context(_running(serve, listener))
+            callers.enter_context(running(serve, listener))
 
         def new_client() -> socket.socket:
             with lab.client:
@@ -362,7 +321,7 @@ def _judge_hand_over(respond: Callable[..., Any]) -> str:
     query, there = _Query(), threading.Event()
     with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
         with lab.server:
-            callers.enter_context(_running(_serve_asyncio, lab.server.ip, respond, query, there))
+            callers.enter_context(running(_serve_asyncio, lab.server.ip, respond, query, there))
         if not there.wait(WAIT_S):
             raise MeasurementFailed("the loop did not begin in time: try again")
 
@@ -474,7 +433,7 @@ def _newcomer(lab: Lab) -> Captured:
 
         other = new_client()
         other.sendall(SLOW)
-        _wait_until(lambda: unacknowledged(other) == 0 and unread(watch.so_far()) == 0)
+        wait_until(lambda: unacknowledged(other) == 0 and unread(watch.so_far()) == 0)
         with lab.capture() as capture:
             with new_client() as client:
                 for request in (FIRST, SECOND):

@@ -15,7 +15,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judging import serving
-from labkit.load.workers import call_this_thread, process
+from labkit.load.workers import name_threads, process
 from labkit.plots import Picture, style
 from labkit.queues.run_queue import ThreadTimes, between, threads_of, tree
 from labkit.recorded import recall
@@ -233,19 +232,7 @@ def _by_number(times: ThreadTimes) -> tuple[int, str, int]:
 
 def _tell(function: Callable[..., Any], *args: Any) -> None:
     """In the process: call the function, tell what it returned, stay until somebody ends this."""
-    start = threading.Thread.start
-
-    def start_named(thread: threading.Thread) -> None:
-        run = thread.run
-
-        def run_named() -> None:
-            call_this_thread(thread.name)
-            run()
-
-        thread.run = run_named  # type: ignore[method-assign]
-        start(thread)
-
-    threading.Thread.start = start_named  # type: ignore[assignment, method-assign]
+    name_threads()
     telling = os.dup(1)
     os.dup2(2, 1)  # what an experiment prints must not be taken for its result
     os.write(telling, json.dumps(function(*args)).encode() + b"\n")
@@ -423,10 +410,10 @@ def _hidden_workloads() -> None:
 
     def compute_and_pause() -> None:
         while True:
-            end = time.thread_time() + 0.001
+            end = time.thread_time() + 0.0004
             while time.thread_time() < end:
                 sum(range(100))
-            time.sleep(0.00005)
+            time.sleep(0.00002)  # some 0.1 ms with the timer's slack
 
     def wait() -> None:
         while True:

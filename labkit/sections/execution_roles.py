@@ -12,7 +12,7 @@ import struct
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judge import describe
+from labkit.learn.judging import running, wait_until
 from labkit.load.server_process import ServerProcess
 from labkit.load.workload import FAST
 from labkit.plots import Picture, style
@@ -32,14 +33,6 @@ from labkit.queues.history import History, total
 PORT = 8080
 RTT_MS = 10
 WAIT_S = 8.0
-
-
-def _wait_until(happened: Callable[[], bool], seconds: float = WAIT_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            raise MeasurementFailed("the machine is too busy to see this: try again")
-        time.sleep(0.002)
 
 
 def unread(history: History) -> int:
@@ -153,11 +146,11 @@ def _stopped(lab: Lab) -> tuple[Captured, dict[str, int]]:
     ):
         stack.callback(os.kill, server.pid, signal.SIGCONT)  # a stopped process takes long to end
         os.kill(server.pid, signal.SIGSTOP)
-        _wait_until(lambda: state(server.pid) == "T")
+        wait_until(lambda: state(server.pid) == "T")
         with lab.client, socket.create_connection((lab.server.ip, PORT), timeout=WAIT_S) as client:
             client.sendall(FAST)
-            _wait_until(lambda: unacknowledged(client) == 0)
-            _wait_until(lambda: unread(watch.so_far()) > 0 and watch.so_far().accept_queue.last > 0)
+            wait_until(lambda: unacknowledged(client) == 0)
+            wait_until(lambda: unread(watch.so_far()) > 0 and watch.so_far().accept_queue.last > 0)
             seen = watch.so_far()
             frozen = {"accept queue": seen.accept_queue.last, "unread": unread(seen), "acknowledged": 1}
             os.kill(server.pid, signal.SIGCONT)
@@ -177,7 +170,7 @@ def _accepted(lab: Lab) -> dict[str, int]:
     with ServerProcess(lab.server, PORT, only_accepts), lab.watch(PORT, connections=True) as watch:
         with lab.client, socket.create_connection((lab.server.ip, PORT), timeout=WAIT_S) as client:
             client.sendall(FAST)
-            _wait_until(lambda: unread(watch.so_far()) > 0 and watch.so_far().accept_queue.last == 0)
+            wait_until(lambda: unread(watch.so_far()) > 0 and watch.so_far().accept_queue.last == 0)
             seen = watch.so_far()
             return {"accept queue": seen.accept_queue.last, "unread": unread(seen)}
 
@@ -281,33 +274,13 @@ PATIENCE_S = 2.0
 GET = b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 
 
-@contextlib.contextmanager
-def _running(function: Callable[..., Any], *args: Any) -> Iterator[list[BaseException]]:
-    """Run a learner's server, which need not return, in a thread of this process; it ends with the process."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function(*args)
-        except BaseException as exc:
-            raised.append(exc)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        yield raised
-    except Wrong:
-        if raised:
-            raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
-        raise
-
-
 def _judge_no_hostage(serve: Callable[..., Any]) -> str:
     with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
         server_side = lab.authority.server_context("server.lab")
         client_side = lab.authority.client_context()
         with lab.server:
             listener = callers.enter_context(socket.create_server(("server.lab", 8443), backlog=16))
-            callers.enter_context(_running(serve, listener, server_side))
+            callers.enter_context(running(serve, listener, server_side))
         with lab.client:
             for _ in range(SILENT):
                 callers.enter_context(socket.create_connection(("server.lab", 8443), timeout=WAIT_S))

@@ -19,6 +19,7 @@ from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judge import describe
+from labkit.learn.judging import happens
 from labkit.queues.watch import Watch
 
 PORT = 8080
@@ -26,15 +27,6 @@ RTT_MS = 5
 WAIT_S = 8.0
 REQUEST = b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-
-
-def _wait_until(happened: Callable[[], bool], seconds: float = WAIT_S) -> bool:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 def _call(lab: Lab) -> socket.socket:
@@ -227,10 +219,10 @@ def _fill(lab: Lab, watch: Watch, old: socket.socket, new: socket.socket) -> lis
                 clients.pop(peer).close()
             return _waiting(watch, old) == len(clients)
 
-        if not _wait_until(there):
+        if not happens(there):
             raise MeasurementFailed("a connection came to neither of the shards: try again")
     # The last request is half a round trip behind its connection.
-    _wait_until(lambda: all(each.receive_queue.last for each in _of(watch, clients)))
+    happens(lambda: all(each.receive_queue.last for each in _of(watch, clients)))
     return list(clients.values())
 
 
@@ -385,7 +377,7 @@ def _never_accepted(lab: Lab) -> Captured:
                 unread = [each.receive_queue.last for each in seen.connections.values()]
                 return seen.accept_queue.last == 1 and any(unread)
 
-            if not _wait_until(asked):
+            if not happens(asked):
                 raise MeasurementFailed("the request did not arrive: run the cell again")
             for shard in shards:
                 if _waiting(watch, shard):

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judge import describe
+from labkit.learn.judging import running, wait_until
 from labkit.load.server_process import ServerProcess
 from labkit.load.workload import WAIT_S
 from labkit.plots import Picture, style
@@ -28,15 +29,6 @@ if TYPE_CHECKING:
 PORT, BACKEND = 8080, 9000
 RTT_MS = 10
 PATIENCE_S = 8.0
-
-
-def wait_until(happened: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Look again and again. Raises MeasurementFailed when it has not happened in time."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        if time.monotonic() > deadline:
-            raise MeasurementFailed(f"it did not happen in {seconds:g} s: is the machine too busy? Try again")
-        time.sleep(0.002)
 
 
 class Backend:
@@ -241,26 +233,6 @@ class _Backends:
             self.inside -= 1
 
 
-@contextlib.contextmanager
-def _running(function: Callable[..., Any], *args: Any) -> Iterator[None]:
-    """Run a learner's server, which need not return, in a thread of this process; it ends with the process."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function(*args)
-        except BaseException as exc:
-            raised.append(exc)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        yield
-    except Wrong:
-        if raised:
-            raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
-        raise
-
-
 def _status(client: socket.socket, seconds: float) -> str:
     """Of the response: "200", "503", …; "no answer" where none came in time or the connection ended without one."""
     client.settimeout(seconds)
@@ -276,7 +248,7 @@ def _judge_bulkhead(serve: Callable[..., Any]) -> str:
     with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
         with lab.server:
             listener = callers.enter_context(socket.create_server(("server.lab", PORT), backlog=16))
-            callers.enter_context(_running(serve, listener, backends))
+            callers.enter_context(running(serve, listener, backends))
 
         def call(path: bytes) -> socket.socket:
             with lab.client:
