@@ -42,7 +42,7 @@ def asleep(server: ServerProcess, acceptors: int) -> dict[str, int]:
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         found = [times for times in server.threads().values() if times.name.startswith("acceptor ")]
-        if len(found) == acceptors and all(_state(times.pid) == SLEEPS for times in found):
+        if len(found) == acceptors and all(state(times.pid) == SLEEPS for times in found):
             return {times.name: times.voluntary for times in sorted(found, key=lambda times: times.name)}
         if server.stderr:
             break
@@ -50,7 +50,8 @@ def asleep(server: ServerProcess, acceptors: int) -> dict[str, int]:
     raise NotReady(f"{acceptors} acceptors should wait by now. The server said: {server.stderr.strip() or 'nothing'}")
 
 
-def _state(pid: int) -> str:
+def state(pid: int) -> str:
+    """Of a process, as proc_pid_stat(5) has it: "S" sleeps, "T" is stopped; "" where it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
