@@ -227,12 +227,14 @@ def measure(lab: Lab, name: str, *, runs: int = 3) -> Measurement:
     mine = tuple(made["server"])
     groups = [group for group in connections(packets) if (group[0].flow.server, group[0].flow.server_port) == mine]
     # Connections that were cut off before, by an interrupt for instance, may still send their last packets.
-    fetched = [timeline(group) for group in groups if begins(group[0])]
+    fetched = [group for group in groups if begins(group[0])]
+    # Counted before any is read: somebody else's may be without a response yet.
     if len(fetched) != made["runs"] + 1:
         raise MeasurementFailed(
             f"{made['runs'] + 1} requests of {name!r} made {len(fetched)} connections: look at the capture's ladder"
         )
-    results = tuple(_run(chosen, line, made["rtt_ms"]) for line in fetched[1:])
+    lines = [timeline(group) for group in fetched]
+    results = tuple(_run(chosen, line, made["rtt_ms"]) for line in lines[1:])
     return Measurement(chosen, made["rtt_ms"], capture.tier, results, made["counters"], capture)
 
 
