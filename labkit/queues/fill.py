@@ -89,8 +89,7 @@ def fill(client: Host, server: Host, *, backlog: int = 4, clients: int = 12, sec
                 opened.append(stack.enter_context(socket.socket()))
                 opened[-1].setblocking(False)
                 opened[-1].connect_ex((server.ip, listener.getsockname()[1]))
-        while (left_s := begin + seconds - time.monotonic()) > 0:
-            time.sleep(min(left_s, 0.1))
+        time.sleep(max(0.0, begin + seconds - time.monotonic()))
         established = sum(1 for sock in opened if _connected(sock))
         watch.close()  # before the listener is closed, and its queue with it
         somaxconn = int(server.network.read_file(server.name, "/proc/sys/net/core/somaxconn"))

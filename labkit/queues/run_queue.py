@@ -93,6 +93,14 @@ def tree(pid: int) -> Sequence[int]:
         return []
 
 
+def state(pid: int) -> str:
+    """Of a process, as proc_pid_stat(5) has it: "R" can run, "S" sleeps, "T" is stopped; "" where it has ended."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def _read(pid: int, task: Path) -> ThreadTimes:
     running_ns, waiting_ns, _ = map(int, (task / "schedstat").read_text().split())
     switches = {}

@@ -8,7 +8,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from labkit.capture.captured import Captured
 from labkit.errors import LabError, NotReady
@@ -17,12 +16,14 @@ from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.load.server_process import ServerProcess
 from labkit.load.workers import process
+from labkit.queues.run_queue import state
 
 PORT = 8080
 WAIT_S = 10.0
 ACCEPTORS = 3  # of the judges' servers
 CONNECTIONS = 12
 SHARE = 2
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"  # of "acceptor 1" and the others
 SLEEPS = "S"  # the state of a thread that waits for an event, proc_pid_stat(5)
 
 
@@ -48,14 +49,6 @@ def asleep(server: ServerProcess, acceptors: int) -> dict[str, int]:
             break
         time.sleep(0.001)
     raise NotReady(f"{acceptors} acceptors should wait by now. The server said: {server.stderr.strip() or 'nothing'}")
-
-
-def state(pid: int) -> str:
-    """Of a process, as proc_pid_stat(5) has it: "S" sleeps, "T" is stopped; "" where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def _ask(client: socket.socket, task: str) -> str:
@@ -90,7 +83,8 @@ def _acceptors(address: tuple[str, int], worker: Callable[..., object], *args: o
     signal.pause()
 
 
-def _greet(listener: socket.socket, name: bytes, register: Callable[..., object]) -> None:
+def _greet(listener: socket.socket, name: bytes, register: Callable[..., object], head: bytes = b"") -> None:
+    """An acceptor that tells its name and closes. `head` stands before the name: that of an HTTP response, or none."""
     with select.epoll() as epoll:
         register(epoll, listener)
         while True:
@@ -101,7 +95,7 @@ def _greet(listener: socket.socket, name: bytes, register: Callable[..., object]
                 continue
             with connection:
                 connection.recv(100)
-                connection.sendall(name)
+                connection.sendall(head + name)
 
 
 def _judge_register(register: Callable[..., object]) -> str:
@@ -325,7 +319,7 @@ QUIZ = Quiz(
 
 def one_connection(lab: Lab) -> Captured:
     """A client asks one of three acceptors, by HTTP, who serves it."""
-    with ServerProcess(lab.server, PORT, _acceptors, _greet_by_http) as server:
+    with ServerProcess(lab.server, PORT, _acceptors, _greet, _exclusively, HEAD) as server:
         asleep(server, ACCEPTORS)
         with lab.capture() as capture, lab.client, socket.create_connection(("server.lab", PORT), timeout=10) as client:
             client.sendall(b"GET /who HTTP/1.1\r\nHost: server.lab\r\n\r\n")
@@ -334,18 +328,8 @@ def one_connection(lab: Lab) -> Captured:
     return capture
 
 
-def _greet_by_http(listener: socket.socket, name: bytes) -> None:
-    with select.epoll() as epoll:
-        epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
-        while True:
-            epoll.poll()
-            try:
-                connection, _ = listener.accept()
-            except BlockingIOError:
-                continue
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(name) + name)
+def _exclusively(epoll: select.epoll, listener: socket.socket) -> None:
+    epoll.register(listener, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
 
 def hidden_trace(lab: Lab) -> HiddenTrace:

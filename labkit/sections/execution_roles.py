@@ -13,7 +13,6 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
@@ -29,6 +28,7 @@ from labkit.load.server_process import ServerProcess
 from labkit.load.workload import FAST
 from labkit.plots import Picture, style
 from labkit.queues.history import History, total
+from labkit.queues.run_queue import state
 
 PORT = 8080
 RTT_MS = 10
@@ -44,11 +44,6 @@ def unacknowledged(client: socket.socket) -> int:
     """Bytes that were sent, and that the other kernel has not acknowledged yet (tcp(7): SIOCOUTQ)."""
     (count,) = struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))
     return int(count)
-
-
-def state(pid: int) -> str:
-    """Of a process, as proc_pid_stat(5) has it: "T" is stopped."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # Plots

@@ -107,6 +107,7 @@ def requests_of(lab: Lab, programs: list[list[str]]) -> list[list[str]]:
     for group in filter(lambda group: begins(group[0]), connections(capture.messages)):
         line = timeline(group)
         whole = line.whole_rtts()  # by cause and effect: a stall of the machine does not change it
+        assert line.rtts(lab.rtt_ms) > sum(whole.values()) - 0.05  # and no clock is quicker than that
         found.append([whole, sum(whole.values()), [m.name for p in group for m in p.messages], line])
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import select
 import socket
 from collections.abc import Callable
@@ -92,4 +91,3 @@ def test_values_that_cannot_be_leave_nothing(lab: Lab, processes_of: Callable[[o
     with pytest.raises(InvalidValue, match="port"):
         trial(lab.server, patterns.one_thread, port=0)
     assert set(processes_of(lab.directory)) == before
-    assert os.getpid() not in before
