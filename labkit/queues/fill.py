@@ -82,17 +82,16 @@ def fill(client: Host, server: Host, *, backlog: int = 4, clients: int = 12, sec
         watch = stack.enter_context(Watch(server, PORT, connections=False))
         with server:
             listener = stack.enter_context(socket.create_server((server.ip, PORT), backlog=backlog))
-        begin = time.monotonic()
         opened = []
         with client:
             for _ in range(clients):
                 opened.append(stack.enter_context(socket.socket()))
                 opened[-1].setblocking(False)
                 opened[-1].connect_ex((server.ip, listener.getsockname()[1]))
-        time.sleep(max(0.0, begin + seconds - time.monotonic()))
+        time.sleep(seconds)
         established = sum(1 for sock in opened if _connected(sock))
         watch.close()  # before the listener is closed, and its queue with it
-        somaxconn = int(server.network.read_file(server.name, "/proc/sys/net/core/somaxconn"))
+        somaxconn = int(server.sysctl["net.core.somaxconn"])
     return Filled(backlog, somaxconn, clients, established, watch.history)
 
 
