@@ -9,7 +9,8 @@ cell and no module could be imported to find it.
     notebook ──(judge, answer)──▶ python -m labkit.learn.judge ──verdict──▶ notebook
 
 The process ends at the deadline by its own alarm, which knows the line the code was in; if that does not help, it
-is killed. The kernel then ends the lab that it may have opened.
+is killed. The kernel then ends the lab that it may have opened. The deadline's clock stands still while the process
+waits for a CPU, so that a busy machine makes no answer wrong.
 """
 
 from __future__ import annotations
@@ -26,15 +27,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from labkit.errors import InvalidValue, NotAvailableHere
+from labkit.errors import InvalidValue, LabUnavailable, MeasurementFailed, NotAvailableHere, NotReady
+from labkit.queues.run_queue import threads_of
 
-Outcome = Literal["right", "wrong", "not attempted", "not available here"]
-SYMBOLS: dict[Outcome, str] = {"right": "✓", "wrong": "✗", "not attempted": "○", "not available here": "–"}
+Outcome = Literal["right", "wrong", "could not be judged", "not attempted", "not available here"]
+SYMBOLS: dict[Outcome, str] = {
+    "right": "✓",
+    "wrong": "✗",
+    "could not be judged": "?",
+    "not attempted": "○",
+    "not available here": "–",
+}
 COLOURS: dict[Outcome, str] = {"right": "#009e73", "wrong": "#d55e00"}
 GRACE_S = 3.0  # for the process to start and to end by itself
+PATIENCE = 6  # so many times its deadline a process gets at most, however long it waits for a CPU
+LOOK_S = 0.25  # between two looks at whether it is overdue
 MOST_PRINTED = 2000
 
 
@@ -47,7 +57,8 @@ class Verdict:
     """The outcome of a check.
 
     Attributes:
-        outcome: "right", "wrong", "not attempted", or "not available here": this machine's tier cannot judge it.
+        outcome: "right", "wrong" or "not attempted"; "could not be judged": the machine was too busy, or the check
+            has a fault, which says nothing about the answer; "not available here": this machine's tier cannot judge it.
         reason: for the learner: why it is wrong, what was seen, what to do next.
         printed: what the learner's code printed while it was judged.
     """
@@ -83,11 +94,62 @@ def judge_here(judge: Callable[[Any], str | None], answer: Any) -> Verdict:
         said = judge(answer)
     except Wrong as exc:
         return Verdict("wrong", str(exc))
-    except NotAvailableHere as exc:
-        return Verdict("not available here", str(exc))
-    except Exception as exc:  # a value of a kind that the judge did not think of
-        return Verdict("wrong", f"{answer!r} could not be judged: {type(exc).__name__}: {exc}")
+    except Exception as exc:
+        return Verdict(*not_judged(exc))
     return Verdict("right", said or "")
+
+
+def not_judged(exc: BaseException) -> tuple[Outcome, str]:
+    """Outcome and reason where a judge has ended with an exception that says nothing about the answer."""
+    if isinstance(exc, (LabUnavailable, NotAvailableHere)):
+        return "not available here", f"it cannot be judged here: {exc}"
+    if isinstance(exc, (MeasurementFailed, NotReady)):
+        return "could not be judged", f"{exc}. That says nothing about your answer: run the cell again"
+    return (
+        "could not be judged",
+        f"the check itself failed, {describe(exc)}, which says nothing about your answer. Run the cell again; where it "
+        "stays so, the check did not expect an answer of this kind",
+    )
+
+
+def describe(exc: BaseException) -> str:
+    """An exception in one line."""
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+
+
+def held_up_s(pid: int) -> float:
+    """How long the most delayed thread of a process has waited for a CPU, seconds; 0 where the system does not tell."""
+    try:
+        return max((times.waiting_s for times in threads_of([pid]).values()), default=0.0)
+    except NotAvailableHere:
+        return 0.0
+
+
+class Deadline:
+    """How long a process may take; the time that it waits for a CPU is not counted.
+
+    Args:
+        seconds: from now on.
+        pid: of the process, as this one sees it.
+    """
+
+    def __init__(self, seconds: float, pid: int) -> None:
+        self.seconds, self.pid = seconds, pid
+        self._began_s, self._held_up_s = time.monotonic(), held_up_s(pid)
+
+    def overdue(self) -> Verdict | None:
+        """What to say of a process that has not ended yet; None while it has time."""
+        passed_s = time.monotonic() - self._began_s
+        waited_s = held_up_s(self.pid) - self._held_up_s
+        if passed_s - waited_s >= self.seconds:
+            return Verdict("wrong", f"it did not end within {self.seconds:g} s")
+        if passed_s >= PATIENCE * self.seconds:
+            return Verdict(
+                "could not be judged",
+                f"of {passed_s:.0f} s it waited {waited_s:.0f} s for a CPU, because something else keeps this machine "
+                "busy. That says nothing about your answer: end the other work and run the cell again",
+            )
+        return None
 
 
 def judge_apart(judge: Callable[[Any], str | None], answer: Any, deadline_s: float) -> Verdict:
@@ -125,7 +187,7 @@ def judge_apart(judge: Callable[[Any], str | None], answer: Any, deadline_s: flo
         with open(read, "rb") as verdicts:
             with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
                 stdin.write(parcel)
-            told = _read_until(verdicts.fileno(), time.monotonic() + deadline_s + GRACE_S)
+            told, late = _read_until(verdicts.fileno(), Deadline(deadline_s + GRACE_S, process.pid))
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -133,9 +195,11 @@ def judge_apart(judge: Callable[[Any], str | None], answer: Any, deadline_s: flo
         collector.join()
         process.stdout.close()
     text = printed[:MOST_PRINTED].decode("utf-8", "replace").rstrip()
+    if late is not None and late.outcome == "wrong":
+        return Verdict("wrong", f"it did not end within {deadline_s:g} s: is there a loop without an end?", text)
+    if late is not None:
+        return replace(late, printed=text)
     if not told:
-        if process.returncode == -signal.SIGKILL:
-            return Verdict("wrong", f"it did not end within {deadline_s:g} s: is there a loop without an end?", text)
         return Verdict("wrong", "its process ended without a verdict: does it call exit?", text)
     verdict = json.loads(told)
     return Verdict(verdict["outcome"], verdict["reason"] + _line(verdict), text)
@@ -148,17 +212,18 @@ def _collect(descriptor: int, into: bytearray) -> None:
                 into += data
 
 
-def _read_until(descriptor: int, deadline_s: float) -> bytes:
-    """What comes before the end of the pipe or the deadline."""
+def _read_until(descriptor: int, deadline: Deadline) -> tuple[bytes, Verdict | None]:
+    """What a process tells before it ends, or that it is overdue."""
     told = b""
-    while (left_s := deadline_s - time.monotonic()) > 0 and select.select([descriptor], [], [], left_s)[0]:
-        data = os.read(descriptor, 65536)
-        if not data:
-            break
-        told += data
-        if told.endswith(b"\n"):
-            break
-    return told
+    while not told.endswith(b"\n"):
+        if select.select([descriptor], [], [], LOOK_S)[0]:
+            data = os.read(descriptor, 65536)
+            if not data:
+                break
+            told += data
+        elif (late := deadline.overdue()) is not None:
+            return b"", late
+    return told, None
 
 
 def _line(verdict: dict[str, Any]) -> str:

@@ -14,12 +14,15 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
-from labkit.errors import LabUnavailable, NotAvailableHere
-from labkit.learn.grading import Wrong
+from labkit.errors import LabUnavailable, MeasurementFailed, NotAvailableHere, NotReady
+from labkit.learn.grading import LOOK_S, Deadline, Verdict, Wrong, describe, not_judged
 
 
 class _Late(BaseException):
     """The deadline has passed. No Exception, so that the learner's own ``except Exception`` lets it through."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.verdict = verdict
 
 
 def main() -> NoReturn:
@@ -36,11 +39,14 @@ def main() -> NoReturn:
 
 
 def _verdict(judge: Any, answer: Any, deadline_s: float) -> dict[str, Any]:
-    def late(number: int, frame: FrameType | None) -> None:
-        raise _Late
+    deadline = Deadline(deadline_s, os.getpid())
 
-    signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, deadline_s, 0.5)
+    def look(number: int, frame: FrameType | None) -> None:
+        if (late := deadline.overdue()) is not None:
+            raise _Late(late)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, deadline_s, LOOK_S)
     try:
         try:
             said = judge(answer)
@@ -50,21 +56,23 @@ def _verdict(judge: Any, answer: Any, deadline_s: float) -> dict[str, Any]:
         # What the learner's own code raised in a server's thread is the cause that a judge passes on.
         return {"outcome": "wrong", "reason": str(exc), **(_place(exc.__cause__, answer) if exc.__cause__ else {})}
     except _Late as exc:
-        return {"outcome": "wrong", "reason": f"it did not end within {deadline_s:g} s", **_place(exc, answer)}
-    except (LabUnavailable, NotAvailableHere) as exc:
-        return {"outcome": "not available here", "reason": f"it cannot be judged here: {exc}"}
+        return {"outcome": exc.verdict.outcome, "reason": exc.verdict.reason, **_place(exc, answer)}
     except BaseException as exc:
         where = _place(exc, answer)
-        if where or isinstance(exc, (SystemExit, TypeError)):  # TypeError: called with other arguments than it takes
+        machine = isinstance(exc, (LabUnavailable, NotAvailableHere, MeasurementFailed, NotReady))
+        if not machine and (where or isinstance(exc, SystemExit) or _is_call(exc, answer)):
             return {"outcome": "wrong", "reason": f"your code raised {describe(exc)}", **where}
-        traceback.print_exc()
-        return {"outcome": "wrong", "reason": f"with your code the check itself failed: {describe(exc)}"}
+        if not machine:
+            traceback.print_exc()
+        outcome, reason = not_judged(exc)
+        return {"outcome": outcome, "reason": reason}
     return {"outcome": "right", "reason": said or ""}
 
 
-def describe(exc: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+def _is_call(exc: BaseException, answer: Any) -> bool:
+    """Whether the answer was called with other arguments than it takes."""
+    name = getattr(answer, "__qualname__", "")
+    return isinstance(exc, TypeError) and str(exc).startswith((f"{name}()", f"{name}.__init__()"))
 
 
 def _place(exc: BaseException, answer: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from labkit.capture.captured import Captured
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.judge import describe
+from labkit.learn.grading import describe
 from labkit.sections.execution_many_readers import listen, wait_until
 
 PORT = 8080

@@ -21,7 +21,7 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.judge import describe
+from labkit.learn.grading import describe
 from labkit.learn.judging import serving
 from labkit.servers import HttpServer, Request, Response
 

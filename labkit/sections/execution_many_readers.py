@@ -18,7 +18,7 @@ from labkit.errors import NotReady
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.judge import describe
+from labkit.learn.grading import describe
 from labkit.network.host import Host
 from labkit.plots import style
 from labkit.plots.picture import Picture

@@ -17,7 +17,7 @@ from labkit.handshakes.clients.base import open_tcp
 from labkit.handshakes.phases import begins, connections, evidence, timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.judge import describe
+from labkit.learn.grading import describe
 from labkit.recorded import recall
 from labkit.servers import HttpServer
 
