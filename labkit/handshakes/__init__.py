@@ -7,7 +7,7 @@
 """
 
 from labkit.handshakes.clients import EarlyDataClient, QuicClient, TcpClient, TlsClient, client_for, server_for
-from labkit.handshakes.race import Measurement, Race, Run, measure, race
+from labkit.handshakes.race import Measurement, Race, Run, fewest, measure, measure_once, race
 from labkit.handshakes.variants import VARIANTS, Variant, variant
 
 __all__ = [
@@ -21,7 +21,9 @@ __all__ = [
     "TlsClient",
     "Variant",
     "client_for",
+    "fewest",
     "measure",
+    "measure_once",
     "race",
     "server_for",
     "variant",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from labkit import InvalidValue, Lab, LabClosed, MeasurementFailed, NotReady
-from labkit.handshakes import VARIANTS, Measurement, Race, measure, race, variant
+from labkit.handshakes import VARIANTS, Measurement, Race, fewest, measure, measure_once, race, variant
 from labkit.handshakes.race import claims_hold
 
 EACH = pytest.mark.parametrize("name", [v.name for v in VARIANTS])
@@ -334,3 +335,39 @@ def test_an_interrupted_measurement_leaves_the_lab_usable(python: Callable[..., 
     out, err = process.communicate(timeout=90)
     assert out == "interrupted 27 ['MainThread']\n", out + err
     assert os.listdir(tmp_path) == []
+
+
+def test_fewest_runs_again_where_that_may_bring_less() -> None:
+    def runs(*counts: Any) -> tuple[Any, int]:
+        """Which run comes out of these, and how many were made."""
+        left = list(enumerate(counts))
+        (place, _), made = fewest(lambda: left.pop(0), lambda run: run[1], enough), len(counts) - len(left)
+        return place, made
+
+    enough: Any = 3
+    assert runs(3, 9) == (0, 1)
+    assert runs(5, 3, 9) == (1, 2)
+    assert runs(2, 9) == (0, 1), "less than expected is told, not run away from"
+    assert runs(5, 4, 6, 4, 3) == (1, 4), "four at most, the first of the least"
+    enough = (2, 1)
+    assert runs((2, 2), (3, 1), (2, 1)) == (2, 3)
+    enough = None
+    assert runs(4, 4, 3) == (0, 2)
+    assert runs(5, 4, 4, 3) == (1, 3)
+    assert runs(5, 6, 7, 8) == (0, 4)
+
+
+def test_measure_once_leaves_out_what_a_pause_has_added(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first attempt with four round trips (of another variant, so that it has them for sure) is repeated."""
+    attempts: list[int] = []
+
+    def measured(lab: Lab, name: str, *, runs: int) -> Measurement:
+        made = measure(lab, "tls1.2" if not attempts else name, runs=runs)
+        attempts.append(made.whole_rtts)
+        return made
+
+    # The package's `race` is the function.
+    monkeypatch.setattr(sys.modules["labkit.handshakes.race"], "measure", measured)
+    once = measure_once(lab, "tls1.3")
+    assert attempts[0] == 4
+    assert (once.name, once.whole_rtts, len(once.runs)) == ("tls1.3", 3, 1)
