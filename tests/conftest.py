@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ import pytest
 from labkit import Lab
 
 ROOT = Path(__file__).resolve().parent.parent
+JUPYTER_S = 60
 
 
 @pytest.fixture(scope="session")
@@ -107,3 +111,58 @@ def processes_of() -> Callable[[object], dict[int, str]]:
         return found
 
     return find
+
+
+@contextlib.contextmanager
+def _jupyterlab(home: Path, *words: str, **variables: str) -> Iterator[dict[str, Any]]:
+    places = {"RUNTIME_DIR": "runtime", "CONFIG_DIR": "config"}
+    lab_places = {"SETTINGS_DIR": "settings", "WORKSPACES_DIR": "workspaces"}
+    environment = {
+        **os.environ,
+        **{f"JUPYTER_{name}": str(home / folder) for name, folder in places.items()},
+        **{f"JUPYTERLAB_{name}": str(home / folder) for name, folder in lab_places.items()},
+        "IPYTHONDIR": str(home / "ipython"),
+        "LABKIT_HOME": str(home / "progress"),
+        **variables,
+    }
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--ServerApp.port=0"]
+    command += ["--allow-root", f"--ServerApp.root_dir={home}", "--LabApp.expose_app_in_browser=True", *words]
+    log = home / "server.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        # It writes its address and token to a file when it listens.
+        about, deadline = home / f"runtime/jpserver-{process.pid}.json", time.monotonic() + JUPYTER_S
+        while not (about.exists() and about.read_text().endswith("}")):
+            said = log.read_text()[-2000:]
+            assert time.monotonic() < deadline and process.poll() is None, f"JupyterLab did not start: {said}"
+            time.sleep(0.05)
+        yield {**json.loads(about.read_text()), "log": str(log)}
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@pytest.fixture(scope="session")
+def jupyterlab_in() -> Callable[..., contextlib.AbstractContextManager[dict[str, Any]]]:
+    """``with jupyterlab_in(home, *words, **variables) as about:`` runs a JupyterLab; what it says of itself."""
+    return _jupyterlab
+
+
+@pytest.fixture(scope="module")
+def chromium(require_program: Callable[[str], str]) -> Iterator[Any]:
+    """Debian's Chromium, headless."""
+    path = require_program("chromium")  # before Playwright, whose own error would hide that the test is left out
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet + sandbox)
+        yield browser
+        browser.close()

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,73 +12,27 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTEFACTS = ROOT / "test-artefacts"
-START_S = 60
 RUN_MS = 90_000
 
 
 @pytest.fixture(scope="module")
-def jupyterlab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A JupyterLab on a copy of the notebooks; its address with the token."""
+def jupyterlab(
+    chromium: Any, jupyterlab_in: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A JupyterLab on a copy of the notebooks, where there is a browser to open it; its address with the token."""
     home = tmp_path_factory.mktemp("jupyterlab")
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     settings = home / "settings/@jupyterlab/notebook-extension"
     settings.mkdir(parents=True)
     # Else JupyterLab takes cells that are out of sight out of the page.
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
-    runtime = home / "runtime"
-    environment = {
-        **os.environ,
-        "LABKIT_HOME": str(home / "progress"),
-        "JUPYTER_RUNTIME_DIR": str(runtime),
-        "JUPYTER_CONFIG_DIR": str(home / "config"),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(home / "workspaces"),
-        "IPYTHONDIR": str(home / "ipython"),
-    }
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--ServerApp.port=0"]
-    command += ["--allow-root", f"--ServerApp.root_dir={home}", "--LabApp.expose_app_in_browser=True"]
-    with open(home / "server.log", "w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield _address(server, runtime, home / "server.log")
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(20)
-        finally:
-            if server.poll() is None:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+    with jupyterlab_in(home) as about:
+        yield f"{about['url']}lab/tree/NOTEBOOK?token={about['token']}&reset"
 
 
-def _address(server: subprocess.Popen[bytes], runtime: Path, log: Path) -> str:
-    """Wait until the server says that it listens: it writes its address and token to a file of its own."""
-    deadline = time.monotonic() + START_S
-    file = runtime / f"jpserver-{server.pid}.json"
-    while time.monotonic() < deadline and server.poll() is None:
-        if file.exists() and (text := file.read_text()).endswith("}"):
-            told = json.loads(text)
-            return f"{told['url']}lab/tree/NOTEBOOK?token={told['token']}&reset"
-        time.sleep(0.05)
-    raise AssertionError(f"JupyterLab did not start: {log.read_text()[-2000:]}")
-
-
-@pytest.fixture(scope="module")
-def browser(require_program: Callable[[str], str]) -> Iterator[Any]:
-    """Debian's Chromium, headless."""
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=require_program("chromium"), args=quiet + sandbox)
-        yield chromium
-        chromium.close()
-
-
-def open_and_run(browser: Any, jupyterlab: str, notebook: str) -> Any:
+def open_and_run(chromium: Any, jupyterlab: str, notebook: str) -> Any:
     """Open a notebook, run all of its cells, and wait until the last one has run."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page = chromium.new_page(viewport={"width": 1280, "height": 1400})
     page.goto(jupyterlab.replace("NOTEBOOK", f"notebooks/{notebook}"), timeout=RUN_MS)
     wait_for_kernel(page, notebook)
     page.evaluate("window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
@@ -152,10 +100,10 @@ def alts(page: Any) -> list[str]:
     return [text for text in page.locator(".jp-OutputArea img").evaluate_all("all => all.map(i => i.alt)") if text]
 
 
-def test_the_learners_loop(browser: Any, jupyterlab: str) -> None:
+def test_the_learners_loop(chromium: Any, jupyterlab: str) -> None:
     """Predict, run, answer wrongly and rightly, take a hint, move the slider, come back another day."""
     welcome = "00_introduction/01_welcome.ipynb"
-    page = open_and_run(browser, jupyterlab, welcome)
+    page = open_and_run(chromium, jupyterlab, welcome)
     assert "tier: " in cell(page, "labkit.doctor()").locator(".jp-OutputArea").inner_text()
     assert any("SYN-ACK" in alt for alt in alts(page))
     cell(page, "plot_ladder(capture.ladder(acks=True), title=title)").first.scroll_into_view_if_needed()
@@ -203,8 +151,8 @@ def test_the_learners_loop(browser: Any, jupyterlab: str) -> None:
     page.close()
 
 
-def test_the_race(browser: Any, jupyterlab: str) -> None:
-    page = open_and_run(browser, jupyterlab, "03_https/08_the_race.ipynb")
+def test_the_race(chromium: Any, jupyterlab: str) -> None:
+    page = open_and_run(chromium, jupyterlab, "03_https/08_the_race.ipynb")
     assert any("quic-0rtt 1." in alt for alt in alts(page))
     page.locator('img[alt*="waits"]').first.scroll_into_view_if_needed()
     keep_screenshot(page, "race-plot")
@@ -223,9 +171,9 @@ def test_the_race(browser: Any, jupyterlab: str) -> None:
     page.close()
 
 
-def test_the_queues_live(browser: Any, jupyterlab: str) -> None:
+def test_the_queues_live(chromium: Any, jupyterlab: str) -> None:
     """The view follows the server while it runs, and ends with all that happened; a slider moves the queues."""
-    page = open_and_run(browser, jupyterlab, "04_execution/02_accept_queues.ipynb")
+    page = open_and_run(chromium, jupyterlab, "04_execution/02_accept_queues.ipynb")
     live = cell(page, "display(live(watch))")
     # While the cell runs again the view is drawn again and again: collect what each picture says.
     live.evaluate(

@@ -27,7 +27,7 @@ RUNTIME = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
 TEST = [Requirement(line) for line in PYPROJECT["project"]["optional-dependencies"]["test"]]
 BUILD = [Requirement(line) for line in PYPROJECT["build-system"]["requires"]]
 NOTEBOOKS = sorted(path for path in ROOT.glob("notebooks/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts)
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
 def entries(path: str) -> list[str]:
@@ -84,7 +84,11 @@ def test_lock_names_no_index() -> None:
 def test_one_set_of_pythons() -> None:
     supported = SpecifierSet(PYPROJECT["project"]["requires-python"])
     assert [python for python in ["3.10", *PYTHONS] if supported.contains(python)] == PYTHONS
-    assert PYPROJECT["tool"]["mypy"]["python_version"] == PYTHONS[0]
+    named = [word for word in PYPROJECT["project"]["classifiers"] if re.search(r"Python :: \d\.", word)]
+    assert named == [f"Programming Language :: Python :: {python}" for python in PYTHONS]
+    assert f"Python {', '.join(PYTHONS[:-1])} or {PYTHONS[-1]}:" in (ROOT / "README.md").read_text()
+    candidates = " ".join(f"python{python}" for python in reversed(PYTHONS))
+    assert f"set -- python3 {candidates};" in (ROOT / "tools/make-env").read_text()
     assert PYPROJECT["tool"]["ruff"]["target-version"] == "py" + PYTHONS[0].replace(".", "")
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     assert f"python: {json.dumps(PYTHONS)}" in workflow

@@ -28,6 +28,8 @@ class _Late(BaseException):
 def main() -> NoReturn:
     """Judge, tell, end: whatever threads are left end with the process."""
     verdicts = int(sys.argv[1])
+    # What it would ignore by inheritance, in the background of a script.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
         from labkit.network.namespaces import end_with_parent
 

@@ -226,8 +226,10 @@ class Helper:
             setns(self.hosts[request["host"]].namespace, CLONE_NEWNET)
             for target, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, target)
-            for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGCHLD):
+            # A notebook in the background of a script ignores some by inheritance, and so would the program.
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
             signal.set_wakeup_fd(-1)
             if request["cwd"] is not None:
                 os.chdir(request["cwd"])

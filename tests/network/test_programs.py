@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -231,3 +232,21 @@ def test_closing_the_lab_ends_a_wait(until: Until) -> None:
 def test_many_programs_at_once(lab: Lab) -> None:
     programs = [lab.client.start(["sh", "-c", f"exit {number}"]) for number in range(30)]
     assert [program.wait(20) for program in programs] == list(range(30))
+
+
+IGNORING = """
+import signal, time
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+from labkit import Lab
+with Lab(rtt_ms=0) as lab:
+    status = lab.client.run(["grep", "^Sig[BI]", "/proc/self/status"]).check().stdout
+print(status)
+"""
+
+
+def test_a_program_ignores_no_signal_by_inheritance(python: Callable[..., subprocess.Popen[str]]) -> None:
+    """A notebook in the background of a script ignores SIGINT, and under nohup SIGHUP."""
+    out, err = python(IGNORING).communicate(timeout=60)
+    assert [line.split() for line in out.split("\n") if line] == [["SigBlk:", "0" * 16], ["SigIgn:", "0" * 16]], err

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +24,6 @@ from labkit.servers import Http3Server, HttpServer, Page, Request, Response
 from labkit.servers.admission import TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 60
 WAIT_MS = 60_000
 Leftovers = Callable[[], set[str]]
 Converse = Callable[[socket.socket], None]
@@ -573,39 +567,15 @@ Page(server, path="/hello")
 
 
 @pytest.fixture(scope="module")
-def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def jupyter(jupyterlab_in: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A JupyterLab with jupyter-server-proxy, below a path of its own: what it says about itself."""
     home = tmp_path_factory.mktemp("jupyter")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK.strip())])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, home / "page.ipynb")
-    runtime = home / "runtime"
-    places = {"RUNTIME_DIR": runtime, "CONFIG_DIR": home / "config"}
-    labs = {"SETTINGS_DIR": home / "settings", "WORKSPACES_DIR": home / "workspaces"}
-    environment = os.environ | {f"JUPYTER_{name}": str(path) for name, path in places.items()}
-    environment |= {f"JUPYTERLAB_{name}": str(path) for name, path in labs.items()}
-    environment |= {"IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", "--ServerApp.port=0"]
-    command += ["--allow-root", f"--ServerApp.root_dir={home}", "--LabApp.expose_app_in_browser=True"]
-    command += ["--ServerApp.base_url=/user/ada/", "--IdentityProvider.token=jupyters-own"]
-    with open(home / "server.log", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + START_S
-        about = runtime / f"jpserver-{process.pid}.json"
-        while not (about.exists() and about.read_text().endswith("}")):
-            said = (home / "server.log").read_text()[-2000:]
-            assert time.monotonic() < deadline and process.poll() is None, f"JupyterLab did not start: {said}"
-            time.sleep(0.05)
-        yield {**json.loads(about.read_text()), "log": str(home / "server.log")}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    words = ["--ServerApp.base_url=/user/ada/", "--IdentityProvider.token=jupyters-own"]
+    with jupyterlab_in(home, *words, PYTHONPATH=str(ROOT)) as about:
+        yield about
 
 
 def test_through_jupyter_server_proxy(jupyter: dict[str, Any], page: Page, server: HttpServer) -> None:
@@ -649,19 +619,6 @@ def test_events_come_one_by_one_through_jupyter_server_proxy(lab: Lab, jupyter: 
                     pieces.append(piece)
                     read.set()
     assert b"".join(pieces) == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
-
-
-@pytest.fixture(scope="module")
-def chromium(require_program: Callable[[str], str]) -> Iterator[Any]:
-    """Debian's Chromium, headless."""
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require_program("chromium"), args=quiet + sandbox)
-        yield browser
-        browser.close()
 
 
 def test_a_websocket_in_a_real_browser(lab: Lab, chromium: Any, jupyter: dict[str, Any]) -> None:
