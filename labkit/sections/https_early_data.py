@@ -8,7 +8,7 @@ from typing import Any
 
 from labkit.capture.captured import Captured
 from labkit.errors import InvalidValue
-from labkit.handshakes import EarlyDataClient, measure
+from labkit.handshakes import EarlyDataClient, measure_once
 from labkit.handshakes.phases import begins, connections, timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
@@ -280,7 +280,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request in early data on this lab, with four blanks."""
 
     def early() -> Captured:
-        return measure(lab, "tls1.3-0rtt", runs=1).capture
+        return measure_once(lab, "tls1.3-0rtt").capture
 
     # What stands in one segment with what, and so the sequence numbers, is the kernel's doing.
     capture = lab.live_or_recorded("https.early_data/trace", early)

@@ -14,13 +14,14 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from labkit.capture.messages import Dissected
-from labkit.handshakes import QuicClient, measure
-from labkit.handshakes.phases import timeline
+from labkit.handshakes import QuicClient, measure_once
+from labkit.handshakes.phases import Timeline, timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.judging import least
 from labkit.servers import Http3Server
 
-RTT_MS = 20
+RTT_MS = 40
 NOWHERE = ("10.77.0.2", 443)  # an address that nothing is sent to
 CRYPTO = 0x06  # type of the frame (RFC 9000, section 19.6)
 
@@ -40,6 +41,18 @@ def unprovoked_bytes(packets: Sequence[Dissected]) -> tuple[int, int]:
     heard = [p for p in first if (p.transit.received_ns or 0) <= begun_ns]
     later_ns = min((p.transit.received_ns or 0 for p in first if p not in heard), default=2**63)
     return sum(p.payload for p in heard), sum(p.payload for p in answers if p.transit.time_ns < later_ns)
+
+
+def handshake_bytes(line: Timeline) -> int:
+    """Bytes of the server's handshake messages up to its Finished, whatever they travelled in."""
+    size = 0
+    for packet in line.packets:
+        for message in packet.messages:
+            if not packet.from_client and message.protocol == "TLS" and packet.index == message.last:
+                size += message.length
+                if message.name == "Finished":
+                    return size
+    return size
 
 
 # Exercise 1: whoever sees the first datagram can open it.
@@ -143,20 +156,28 @@ def _judge_chain(chain: Callable[[trustme.CA], Any]) -> str:
             raise Wrong(
                 f"the server would show {shown} certificate(s): four are asked for, the leaf and three intermediates"
             )
-        with Http3Server(lab.server, certificate=certificate) as server, lab.capture() as capture:
-            try:
-                QuicClient(lab.client, server).fetch()
-            except ConnectionError as exc:
-                raise Wrong(f"the client does not accept the certificate: {exc}") from exc
-        line = timeline(capture.messages)
-        heard, sent = unprovoked_bytes(line.packets)
-        whole = sum(line.whole_rtts().values())
+        whole = least(lambda: _round_trips(lab, certificate), 2)
     if whole > 2:
+        raise Wrong(f"{whole} round trips with this chain: two are possible")
+    return "2 round trips with four certificates: the server's handshake fits into what it may send unasked."
+
+
+def _round_trips(lab: Lab, certificate: trustme.LeafCert) -> int:
+    """Of one request to a server with this certificate. Raises Wrong where its chain exceeds the limit."""
+    with Http3Server(lab.server, certificate=certificate) as server, lab.capture() as capture:
+        try:
+            QuicClient(lab.client, server).fetch()
+        except ConnectionError as exc:
+            raise Wrong(f"the client does not accept the certificate: {exc}") from exc
+    line = timeline(capture.messages)
+    heard, sent = unprovoked_bytes(line.packets)
+    whole = sum(line.whole_rtts().values())
+    if whole > 2 and handshake_bytes(line) > 3 * heard:
         raise Wrong(
             f"{whole} round trips: the server had received {heard} bytes, so it stopped after {sent} and waited for "
             "the client, with the chain half sent. Which part of a certificate is large?"
         )
-    return f"2 round trips with four certificates: {sent} bytes answered {heard}, and the limit is {3 * heard}."
+    return whole
 
 
 CHAIN = Exercise(
@@ -297,7 +318,7 @@ QUIZ = Quiz(
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request over QUIC on this lab, with three blanks."""
-    run = measure(lab, "quic", runs=1).runs[-1]
+    run = measure_once(lab, "quic").runs[-1]
     return HiddenTrace(
         "https.quic.trace",
         run.timeline.packets,

@@ -9,14 +9,15 @@ from typing import Any
 
 from labkit.capture.headers import decode
 from labkit.errors import MeasurementFailed
-from labkit.handshakes import measure
+from labkit.handshakes import measure_once
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.judging import serving, watch_nodelay
+from labkit.learn.judging import least, serving, watch_nodelay
 from labkit.servers import HttpServer
 
-RTT_MS = 10
+# Long enough that the pause of a busy machine seldom looks like a round trip.
+RTT_MS = 40
 WAIT_S = 5.0
 
 
@@ -24,16 +25,29 @@ WAIT_S = 5.0
 
 
 def _judge_fetch_twice(fetch_twice: Callable[..., Any]) -> str:
+    if (second := least(lambda: _second_fetch(fetch_twice), 3)) > 3:
+        raise Wrong(f"the second connection was resumed, but took {second} round trips: {_HELD}")
+    return f"{second} round trips with the ticket, and no certificate. The full handshake before it took one more."
+
+
+_HELD = (
+    "after its Finished the client waited for an acknowledgment before it sent the request. Which algorithm holds "
+    "small writes back?"
+)
+
+
+def _second_fetch(fetch_twice: Callable[..., Any]) -> int:
+    """Round trips of the second of two requests. Raises Wrong for what no repetition can change."""
     with Lab(rtt_ms=RTT_MS) as lab, HttpServer(lab.server, tls="1.2") as server:
         context = lab.authority.client_context(versions=["1.2"])
-        nodelay = [] if lab.can("kernel") else watch_nodelay(context)
+        nodelay = watch_nodelay(context)
         with lab.capture() as capture, lab.client:
             fetch_twice(("server.lab", server.port), context)
         opened = [group for group in connections(capture.messages) if begins(group[0])]
     if len(opened) != 2:
         raise Wrong(f"{len(opened)} connection(s) were opened, two are needed: close the first and open a second")
     try:
-        first, second = (timeline(group) for group in opened)
+        _, second = (timeline(group) for group in opened)
     except MeasurementFailed as exc:
         raise Wrong(str(exc)) from exc
     if evidence(second)["certificate_sent"]:
@@ -41,18 +55,16 @@ def _judge_fetch_twice(fetch_twice: Callable[..., Any]) -> str:
             "the second connection brought a certificate, so its handshake was a full one "
             f"({_total(second)} round trips): its ClientHello has to offer the session of the first"
         )
-    if _total(second) > 3:
-        raise Wrong(
-            f"the second connection was resumed, but took {_total(second)} round trips: after its Finished the client "
-            "waited for an acknowledgment before it sent the request. Which algorithm holds small writes back?"
-        )
-    if nodelay[-1:] == [False]:
+    total = _total(second)
+    if total > 3 and nodelay[-1:] == [False]:
+        raise Wrong(f"the second connection was resumed, but took {total} round trips: {_HELD}")
+    if nodelay[-1:] == [False] and not lab.can("kernel"):
         raise Wrong(
             "the second connection was resumed and took three round trips, but only because no kernel is between the "
             "hosts of this tier. With one it takes four: its request is a small write behind a small write, Finished. "
             "Which algorithm holds small writes back?"
         )
-    return f"{_total(first)} round trips for the full handshake, {_total(second)} with the ticket, and no certificate."
+    return total
 
 
 def _total(line: Timeline) -> int:
@@ -147,7 +159,9 @@ def _server_stream(version: str) -> bytes:
                 with client.wrap_socket(connection, server_hostname=NAMES[0]) as tls:
                     tls.recv(1)
         (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
-    return b"".join(decode(packet.transit.data).payload for packet in packets if not packet.from_client)
+    # What a kernel has sent again because its acknowledgment was late does not stand twice in the stream.
+    mine = [packet for packet in packets if not packet.from_client and not packet.retransmission]
+    return b"".join(decode(packet.transit.data).payload for packet in mine)
 
 
 def _serve_once(listener: socket.socket, context: ssl.SSLContext) -> None:
@@ -278,7 +292,7 @@ QUIZ = Quiz(
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A full handshake with TLS 1.2 and a request on this lab, with four blanks."""
-    run = measure(lab, "tls1.2", runs=1).runs[-1]
+    run = measure_once(lab, "tls1.2").runs[-1]
     return HiddenTrace(
         "https.tls12.trace",
         run.timeline.packets,
