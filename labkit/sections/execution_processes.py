@@ -7,6 +7,7 @@ import datetime
 import functools
 import json
 import os
+import pickle
 import platform
 import select
 import selectors
@@ -15,28 +16,30 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.patches import Patch
 
 from labkit.capture.captured import Captured
-from labkit.errors import LabError, NotAvailableHere, NotReady
+from labkit.errors import LabError, MeasurementFailed, NotAvailableHere, NotReady
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judging import serving
 from labkit.load.workers import name_threads, process
 from labkit.plots import Picture, style
-from labkit.queues.run_queue import ThreadTimes, between, threads_of, tree
+from labkit.queues.run_queue import ThreadTimes, between, state, threads_of, tree
 from labkit.recorded import recall
 
 SOURCES = ("/proc/self/schedstat", "/proc/self/smaps_rollup")  # what a run on this machine reads
 START_S = 20.0
 WAIT_S = 5.0
+LOOK_S = 0.02  # a look that took longer does not tell when it was
 PROGRAM = """
 from labkit.network.namespaces import end_with_parent
 end_with_parent()
@@ -158,23 +161,17 @@ def _told(lab: Lab, name: str, make: Callable[[], Any], hosts: bool = False) -> 
 @contextlib.contextmanager
 def _started(function: Callable[..., object], *args: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A program that calls the function. It ends with the block, with all that it started, or with this process."""
-    import cloudpickle
-
     if not here():
         raise NotAvailableHere(
             f"this system does not tell what its scheduler and its memory do: there is no {' or no '.join(SOURCES)}"
         )
-    module = sys.modules[__name__]
-    cloudpickle.register_pickle_by_value(module)  # its process need not import this module, which takes long
-    try:
-        parcel = cloudpickle.dumps((_tell, (function, *args)))
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
+    parcel = _by_value((_tell, (function, *args)))
     running = subprocess.Popen(
         [sys.executable, "-P", "-c", PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHON_COLORS": "0"},  # a notebook's FORCE_COLOR is not for words that are quoted
         start_new_session=True,
     )
     try:
@@ -189,6 +186,18 @@ def _started(function: Callable[..., object], *args: Any) -> Iterator[subprocess
         for pipe in (running.stdout, running.stderr):
             assert pipe is not None
             pipe.close()
+
+
+def _by_value(value: Any) -> bytes:
+    """Pickled so that whoever loads it need not import this module, which takes long."""
+    import cloudpickle
+
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        return bytes(cloudpickle.dumps(value))
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 def _first_line(running: subprocess.Popen[bytes]) -> Any:
@@ -219,11 +228,47 @@ def _watched(seconds: float, function: Callable[..., object], *args: Any) -> tup
 
     with _started(start) as running:
         _first_line(running)
-        first, began = threads_of(tree(running.pid)), time.monotonic()
+        pids = tree(running.pid)
+        _wait_for_names(running.pid, pids)
+        first, began = _look(pids)
         time.sleep(seconds)
-        last, ended = threads_of(tree(running.pid)), time.monotonic()
-    workers = [times for times in between(first, last) if times.name.startswith("worker")]
-    return ended - began, [times.as_data() for times in sorted(workers, key=_by_number)]
+        last, ended = _look(pids)
+        wall_s = ended - began
+        workers = [_with_open_wait(times, wall_s) for times in between(first, last) if times.name.startswith("worker")]
+    return wall_s, [times.as_data() for times in sorted(workers, key=_by_number)]
+
+
+def _wait_for_names(pid: int, pids: Sequence[int]) -> None:
+    """All that an experiment started are there when it has told; each calls itself by its name when it first runs."""
+    deadline = time.monotonic() + START_S
+    while True:
+        threads = threads_of(pids)
+        unnamed = threads[pid].name if pid in threads else ""
+        if all(times.name != unnamed for times in threads.values() if times.tid != pid):
+            return
+        if time.monotonic() > deadline:
+            raise NotReady(f"a worker did not begin within {START_S:g} s: is the machine busy? Run the cell again")
+        time.sleep(0.002)
+
+
+def _look(pids: Sequence[int]) -> tuple[dict[int, ThreadTimes], float]:
+    """What some processes' threads have done, and when that was. Looks again where it was held up meanwhile."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        began = time.monotonic()
+        threads = threads_of(pids)
+        ended = time.monotonic()
+        if ended - began < LOOK_S:
+            return threads, (began + ended) / 2
+        if ended > deadline:
+            raise MeasurementFailed(f"looking took {ended - began:.2f} s, again and again: is the machine busy?")
+
+
+def _with_open_wait(times: ThreadTimes, wall_s: float) -> ThreadTimes:
+    """The kernel counts a wait when it is over. One that never slept and can run has waited whenever it did not run."""
+    if times.voluntary or state(times.tid) != "R":
+        return times
+    return replace(times, waiting_s=max(times.waiting_s, wall_s - times.running_s))
 
 
 def _by_number(times: ThreadTimes) -> tuple[int, str, int]:
@@ -417,7 +462,7 @@ def _hidden_workloads() -> None:
 
     def wait() -> None:
         while True:
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     process("worker 2", compute_and_pause)
     process("worker 3", wait)
@@ -427,10 +472,26 @@ def _hidden_workloads() -> None:
     process("worker 1", compute)
 
 
+TRIES = 4
+CLEAR = 0.65  # of the time: no doubt that it is more than half
+
+
+def _hidden_times() -> tuple[float, list[ThreadTimes]]:
+    """What the three workers did, and for how long they were watched. Not every moment of a busy machine shows it."""
+    for _ in range(TRIES):
+        wall_s, threads = _watched(0.4, _hidden_workloads)
+        crowded, pausing, _ = found = [ThreadTimes(**{**data, "name": "hidden"}) for data in threads]
+        able = [(times.running_s + times.waiting_s) / wall_s for times in found]
+        as_meant = min(able[:2]) > CLEAR and able[2] < 1 - CLEAR and crowded.running_s < 0.4 * wall_s
+        if as_meant and pausing.voluntary > 2 * pausing.involuntary and not crowded.voluntary:
+            return wall_s, found
+    shares = ", ".join(f"{share:.0%}" for share in able)
+    raise MeasurementFailed(f"the workers were able to run for {shares} of the time: is the machine busy?")
+
+
 def _judge_kind_of(kind_of: Callable[..., Any]) -> str:
-    wall_s, threads = _watched(0.4, _hidden_workloads)
-    for data, expected in zip(threads, ("computes", "computes", "waits"), strict=True):
-        times = ThreadTimes(**{**data, "name": "hidden"})
+    wall_s, threads = _hidden_times()
+    for times, expected in zip(threads, ("computes", "computes", "waits"), strict=True):
         said = kind_of(times, wall_s)
         if said == expected:
             continue
@@ -495,18 +556,57 @@ KIND_OF = Exercise(
 # Exercise 2
 
 JOBS, AT_ONCE, JOB_CPU_S = 9, 3, 0.04
+COMPANY_S = 5.0  # for workers to start, on a busy machine, too
+CROWD_S = 1.0  # for one too many to start
 
 
-def _job(number: int) -> dict[str, Any]:
-    """Needs so much of a CPU. Says in which process it ran, and when."""
-    began, end = time.monotonic(), time.process_time() + JOB_CPU_S
+def _job(folder: str, number: int) -> dict[str, Any]:
+    """Needs so much of a CPU. Says in which process it ran, and when.
+
+    The first jobs wait for each other, so that it does not depend on the machine how many are under way at once.
+    """
+    began = time.monotonic()
+    opened, mine = os.path.join(folder, "opened"), f"{number} {time.monotonic_ns()}"
+
+    def under_way() -> int:
+        names = os.listdir(folder)
+        return sum(name.startswith("began") for name in names) - sum(name.startswith("ended") for name in names)
+
+    def look_until(many: int, deadline: float) -> None:
+        while not os.path.exists(opened) and under_way() < many and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    with open(os.path.join(folder, f"began {mine}"), "x"):
+        look_until(AT_ONCE, began + COMPANY_S)
+        if under_way() > 1:
+            look_until(AT_ONCE + 1, time.monotonic() + CROWD_S)
+    with open(opened, "a"):
+        end = time.process_time() + JOB_CPU_S
     while time.process_time() < end:
         sum(range(1000))
-    return {"number": number, "process": os.getpid(), "began": began, "ended": time.monotonic()}
+    with open(os.path.join(folder, f"ended {mine}"), "x"):
+        return {"number": number, "process": os.getpid(), "began": began, "ended": time.monotonic()}
+
+
+class _Light:
+    """A job that is pickled by value: where workers are no forks (Python 3.14), they need not import this module."""
+
+    def __init__(self, job: Callable[[], Any]) -> None:
+        self.job = job
+
+    def __call__(self) -> Any:
+        return self.job()
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[bytes]]:
+        return pickle.loads, (_by_value(self.job),)
 
 
 def _judge_run_all(run_all: Callable[..., Any]) -> str:
-    jobs = [functools.partial(_job, number) for number in range(JOBS)]
+    with tempfile.TemporaryDirectory() as folder:
+        return _judge_jobs(run_all, [_Light(functools.partial(_job, folder, number)) for number in range(JOBS)])
+
+
+def _judge_jobs(run_all: Callable[..., Any], jobs: list[_Light]) -> str:
     results = run_all(jobs, AT_ONCE)
     try:
         numbers = [result["number"] for result in results]
