@@ -94,6 +94,7 @@ def doctor() -> Report:
     checks = [_python(), _packages()]
     tier, lab_checks = _lab()
     checks += lab_checks
+    checks += _progress()
     checks += [_program(name, use) for name, use in PROGRAMS.items()]
     return Report(tier, TIERS.get(tier, "no lab can be opened"), tuple(checks))
 
@@ -155,6 +156,18 @@ def _lab() -> tuple[str, list[Check]]:
     else:
         checks.append(Check("IPv6", "optional", "this kernel has none", "boot without ipv6.disable=1"))
     return tier, checks
+
+
+def _progress() -> list[Check]:
+    try:
+        from labkit.learn.progress import progress
+    except ImportError:  # the packages are what is missing
+        return []
+    kept = progress()
+    if why := kept.why_not_kept():
+        found = f"cannot be kept in {kept.folder} ({why}): it lasts as long as a notebook's kernel"
+        return [Check("progress", "optional", found, "set LABKIT_HOME to a folder that can be written")]
+    return [Check("progress", "ok", f"kept in {kept.folder}")]
 
 
 def _who() -> str:

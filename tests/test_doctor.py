@@ -28,7 +28,7 @@ def test_what_it_says_of_this_machine(report: Report) -> None:
     assert report.live == TIERS[report.tier]
     checks = {check.name: check for check in report.checks}
     assert set(checks) == {
-        "Python", "Python packages", "lab", "kernel settings", "names for programs", "IPv6", *PROGRAMS
+        "Python", "Python packages", "lab", "kernel settings", "names for programs", "IPv6", "progress", *PROGRAMS
     }  # fmt: skip
     assert checks["Python"].found.startswith(".".join(map(str, sys.version_info[:3])))
     assert os.uname().release in checks["Python"].found
@@ -92,6 +92,19 @@ def test_a_tier_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LABKIT_TIER", "best")
     with pytest.raises(labkit.InvalidValue, match="LABKIT_TIER='best': one of kernel, fixed-sysctls, loopback"):
         labkit.Lab()
+
+
+def test_a_home_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "home").touch()  # no folder, which stops root, too
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "home/labkit"))
+    (check,) = [check for check in doctor().checks if check.name == "progress"]
+    assert check.state == "optional"
+    assert check.found.startswith(f"cannot be kept in {tmp_path}/home/labkit (Not a directory)")
+    assert check.mend == "set LABKIT_HOME to a folder that can be written"
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path / "new/labkit"))
+    (check,) = [check for check in doctor().checks if check.name == "progress"]
+    assert (check.state, check.found) == ("ok", f"kept in {tmp_path}/new/labkit")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_path_without_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

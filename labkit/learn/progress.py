@@ -71,6 +71,15 @@ class Progress:
         """The file."""
         return self.folder / FILE
 
+    def why_not_kept(self) -> str:
+        """Why the file cannot be written, in the system's words; "" where it can. Nothing is made but for a moment."""
+        there = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                return ""
+        except OSError as exc:
+            return exc.strerror or str(exc)
+
     def prediction(self, prediction_id: str) -> Any:
         """What was predicted, None for nothing."""
         return self._read()["predictions"].get(prediction_id)
