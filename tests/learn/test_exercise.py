@@ -1,4 +1,4 @@
-"""Verdicts on whatever a learner may write: always one of three, always within the deadline, nothing left."""
+"""Verdicts on whatever a learner may write: always one of five, always within the deadline, nothing left."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from labkit import Lab
-from labkit.errors import InvalidValue
-from labkit.learn import Exercise, Mistake, Verdict, Wrong, progress
+from labkit.errors import InvalidValue, MeasurementFailed, NotReady
+from labkit.learn import Exercise, Mistake, Verdict, Wrong, grading, progress
 from labkit.learn.exercise import answer_of
 
 HERE = Path(__file__).resolve().parent
@@ -34,6 +34,7 @@ def judge_double(double: Callable[[int], int]) -> str:
 def double(monkeypatch: pytest.MonkeyPatch) -> Exercise:
     paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    progress().clear()
     return Exercise(
         id="t.s.double",
         task="Write `double(n)`.",
@@ -85,7 +86,7 @@ def test_a_judge_that_finds_no_kernel_is_not_available(double: Exercise, monkeyp
     assert "cannot be read" in verdict.reason
 
 
-def test_the_three_outcomes(double: Exercise) -> None:
+def test_the_outcomes(double: Exercise) -> None:
     for untouched in (None, ..., answer_of(double.starter, "double"), answer_of("\n\n" + double.starter, "double")):
         verdict = double.check(untouched)
         assert (verdict.outcome, bool(verdict)) == ("not attempted", False)
@@ -95,6 +96,66 @@ def test_the_three_outcomes(double: Exercise) -> None:
     assert check(double, double.solution) == Verdict("right", "Twice is twice.")
     assert progress().is_solved(double.id)
     assert repr(Verdict("right", "Good.")) == "✓ right: Good."
+
+
+def judge_on_a_busy_machine(answer: Callable[[], str]) -> None:
+    """Fails in one of the ways in which the machine or the judge is to blame, and not the answer."""
+    how = answer()
+    if how == "unready":
+        raise NotReady("the server did not listen in 8 s")
+    if how == "disturbed":
+        raise MeasurementFailed("measured 4 times, it came out as 3, 4, 3, 3")
+    {}[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("unready", "the server did not listen in 8 s. That says nothing about your answer: run the cell again"),
+        ("disturbed", "it came out as 3, 4, 3, 3. That says nothing about your answer: run the cell again"),
+        ("strange", "the check itself failed, KeyError: 'strange', which says nothing about your answer"),
+    ],
+)
+def test_a_busy_machine_or_a_fault_of_the_judge_is_never_wrong(double: Exercise, how: str, reason: str) -> None:
+    apart = replace(double, judge=judge_on_a_busy_machine)
+    here = replace(
+        apart, starter="double = ...", solution="double = 2", judge=lambda how: judge_on_a_busy_machine(lambda: how)
+    )
+    for verdict in (check(apart, f"def double():\n    return {how!r}\n"), here.check(how)):
+        assert (verdict.outcome, bool(verdict)) == ("could not be judged", False)
+        assert reason in verdict.reason
+        assert repr(verdict).startswith("? could not be judged: ")
+    assert not progress().is_solved(double.id)
+
+
+def test_time_that_a_process_waits_for_a_cpu_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock and the scheduler's figures are given here: no machine is busy on demand."""
+    now = waited = 0.0
+    monkeypatch.setattr(grading.time, "monotonic", lambda: now)
+    monkeypatch.setattr(grading, "held_up_s", lambda pid: waited)
+    deadline = grading.Deadline(3, os.getpid())
+    now, waited = 10.0, 7.5
+    assert deadline.overdue() is None
+    now, waited = 10.5, 7.5
+    assert deadline.overdue() == Verdict("wrong", "it did not end within 3 s")
+    now, waited = 18.0, 17.0
+    late = deadline.overdue()
+    assert late is not None
+    assert late.outcome == "could not be judged"
+    assert "of 18 s it waited 17 s for a CPU" in late.reason
+
+
+def test_how_long_a_process_was_held_up(
+    python: Callable[..., subprocess.Popen[str]], until: Callable[..., None]
+) -> None:
+    """Two processes that compute share one CPU, so each waits for it."""
+    pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    source = f"{pin}\nprint('begun', flush=True)\nwhile True: pass"
+    both = [python(source), python(source)]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+    until(lambda: all(grading.held_up_s(process.pid) > 0.1 for process in both))
 
 
 @pytest.mark.parametrize(
