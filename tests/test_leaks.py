@@ -322,6 +322,7 @@ while interrupted < rounds:
     except KeyboardInterrupt:
         interrupted += 1
         print("interrupted", flush=True)
+        sys.stdin.readline()  # until it was read: two lines read at once would hide one from select
     except LabClosed as exc:
         assert "open" in str(exc), exc
         lab = None
@@ -363,6 +364,8 @@ def test_interrupts_at_any_point(python: Start, tmp_path: Path, group: bool) -> 
             os.kill(process.pid, signal.SIGINT)  # Python had it in a weakref's callback, where exceptions are ignored
         line = process.stdout.readline()
         assert line == "interrupted\n", line + process.communicate()[1]
+        process.stdin.write("go on\n")
+        process.stdin.flush()
     out, err = process.communicate(timeout=60)
     assert out.splitlines()[0] in ("usable", "closed"), err
     assert out.splitlines()[-1] == "done [] ['MainThread']", out + err

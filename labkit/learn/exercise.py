@@ -1,4 +1,4 @@
-"""An exercise: a task, a starter, a check with three outcomes, hints, and an explained solution.
+"""An exercise: a task, a starter, a check, hints, and an explained solution.
 
 All of it is data, so that the tests can run every solution, every starter and every mistake that was thought of.
 """
