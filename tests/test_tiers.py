@@ -62,7 +62,7 @@ def run_pytest(prefix: tuple[str, ...], home: Path, *words: str) -> str:
 
 
 @EACH_LANE
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_notebook_passes(lane: str, tmp_path: Path) -> None:
     prefix, tier = LANES[lane]
     said = run_pytest(prefix, tmp_path, "notebooks")
@@ -78,7 +78,7 @@ def test_every_notebook_passes(lane: str, tmp_path: Path) -> None:
 
 
 @LOWER_LANES
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_exercises_are_right_wrong_or_not_available(lane: str, tmp_path: Path) -> None:
     prefix, _ = LANES[lane]
     run_pytest(prefix, tmp_path, "tests/test_sections.py", "-k", CHECKS[lane])
