@@ -20,6 +20,8 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
+from labkit.learn.grading import describe
+from labkit.learn.judging import happens
 
 RTT_MS = 10
 PORT = 8080
@@ -71,9 +73,10 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
 
 # Exercise 1
 
-TOLD = 5_000
-PATIENCE_S = 3.0
+PATIENCE_S = 5.0
 SHORT_S = 0.6
+HELD_S = 0.5  # for so long the path is dead
+LATE_S = 3.0  # after the acknowledgment: whoever returns later has waited for something else
 
 
 def _asked(flush: Callable[..., Any], client: socket.socket, timeout_s: float) -> tuple[Any, float]:
@@ -83,27 +86,53 @@ def _asked(flush: Callable[..., Any], client: socket.socket, timeout_s: float) -
     took_s = time.monotonic() - begin
     if isinstance(told, bool) or not isinstance(told, int):
         raise Wrong(f"it returned {told!r}: expected a number of bytes")
+    if client.fileno() == -1:
+        raise Wrong("it closed the socket: leave the connection as it is")
     return told, took_s
+
+
+def _note_when_empty(client: socket.socket, moments: list[float]) -> None:
+    with contextlib.suppress(OSError, ValueError):  # closed
+        while _send_queue(client):
+            time.sleep(LOOK_S)
+        moments.append(time.monotonic())
 
 
 def _judge_flush(flush: Callable[..., Any]) -> str:
     with Lab(rtt_ms=RTT_MS) as lab:
-        # The first copy of the data is lost, and the kernel needs its timer to send it again: nobody answers at once.
-        with lab.wire.drop(source="client", payload=True, count=1), _connected(lab) as (client, server):
-            client.sendall(bytes(1000))
-            told, took_s = _asked(flush, client, PATIENCE_S)
-            left = _send_queue(client)
+        # What the client sends is lost for a while, and the kernel's timer has to send it again.
+        with _connected(lab) as (client, server):
+            emptied: list[float] = []
+            lossy = lab.wire.drop(source="client", payload=True)
+            mended = threading.Timer(HELD_S, lossy.remove)
+            mended.start()
+            try:
+                client.sendall(bytes(1000))
+                threading.Thread(target=_note_when_empty, args=(client, emptied), daemon=True).start()
+                begin = time.monotonic()
+                told, took_s = _asked(flush, client, PATIENCE_S)
+                left = _send_queue(client)
+            finally:
+                mended.cancel()
+                mended.join()
+                lossy.remove()
             if told == 0 and left:
                 raise Wrong(
                     f"it returned 0, and {left:,} bytes are not acknowledged: they have been sent, and the packet was "
                     "lost. Sent is not acknowledged"
                 )
-            if told:
+            if told and took_s < PATIENCE_S:
                 raise Wrong(
                     f"it returned {told:,} after {took_s:.2f} s, with {PATIENCE_S:g} s to wait: the kernel sends lost "
                     "data again by itself, so look again until the deadline"
                 )
-            if took_s > PATIENCE_S * 0.8:
+            _wait(lambda: bool(emptied), "no acknowledgment came")
+            late_s = begin + took_s - emptied[0]
+            if told and late_s < LATE_S:
+                raise MeasurementFailed(f"the acknowledgment took {emptied[0] - begin:.1f} s: is the machine busy?")
+            if told:
+                raise Wrong(f"it returned {told:,}, and the acknowledgment had come {late_s:.1f} s before: look again")
+            if late_s > LATE_S:
                 raise Wrong(
                     f"it took {took_s:.1f} s of {PATIENCE_S:g} s, and the acknowledgment had come long before: return "
                     "as soon as nothing is left"
@@ -198,109 +227,143 @@ FLUSH = Exercise(
 # Exercise 2
 
 MESSAGES, MESSAGE_BYTES = 40, 2000
-STALL_S = 0.8
+LONG_S, STALL_S = 30.0, 0.8
 FAN_OUT_S = 5.0
 
 
 class _Reader:
-    """A client that reads all; when the last byte came, and the end."""
+    """A client that reads all."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.read, self.last_at = sock, b"", 0.0
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        self.sock, self.read = sock, b""
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
             while data := self.sock.recv(65536):
                 self.read += data
-                self.last_at = time.monotonic()
 
 
-def _judge_fan_out(fan_out: Callable[..., Any]) -> str:
-    # Sockets of this machine, without a lab: the queues are the same, and every tier has them.
-    with contextlib.ExitStack() as stack:
+class _FanOut:
+    """A learner's fan_out at work for four clients. The second and the fourth are stuck, the others read."""
+
+    def __init__(self, fan_out: Callable[..., Any], stack: contextlib.ExitStack, stall_s: float) -> None:
+        # Sockets of this machine, without a lab: the queues are the same, and every tier has them.
         listener = stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        ends, clients = [], []
+        self.ends, self.clients = [], []
         for stuck in (False, True, False, True):
             end = stack.enter_context(socket.socket())
             if stuck:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             end.connect(listener.getsockname())
-            ends.append(end)
-            clients.append(stack.enter_context(listener.accept()[0]))
-        readers = [_Reader(ends[0]), _Reader(ends[2])]
-        messages = [b"%-*d\n" % (MESSAGE_BYTES - 1, number) for number in range(MESSAGES)]
-        stuck_clients = [clients[1], clients[3]]
-        dropped_at: list[float] = []
-        watcher = threading.Thread(target=_until_closed, args=(clients[1], dropped_at), daemon=True)
-        watcher.start()
-        result: list[Any] = []
-        raised: list[BaseException] = []
+            self.ends.append(end)
+            self.clients.append(stack.enter_context(listener.accept()[0]))
+        self.messages = [b"%-*d\n" % (MESSAGE_BYTES - 1, number) for number in range(MESSAGES)]
+        self.readers = [_Reader(self.ends[0]), _Reader(self.ends[2])]
+        self.result: list[Any] = []
+        self.raised: list[BaseException] = []
+        self.begin = time.monotonic()
+        self.thread = threading.Thread(target=self._run, args=(fan_out, stall_s), daemon=True)
+        self.thread.start()
 
-        def run() -> None:
-            try:
-                result.append(fan_out(list(clients), list(messages), STALL_S))
-            except BaseException as exc:
-                raised.append(exc)
+    def _run(self, fan_out: Callable[..., Any], stall_s: float) -> None:
+        try:
+            self.result.append(fan_out(list(self.clients), list(self.messages), stall_s))
+        except BaseException as exc:
+            self.raised.append(exc)
 
-        begin = time.monotonic()
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        thread.join(FAN_OUT_S)
-        took_s = time.monotonic() - begin
-        watcher.join(1)
-        _wait_until_read(readers, b"".join(messages))
-        counts = [len(reader.read) // MESSAGE_BYTES for reader in readers]
-        if raised:
-            raise Wrong(f"fan_out raised {type(raised[0]).__name__}: {raised[0]}") from raised[0]
-        if thread.is_alive():
-            raise Wrong(
-                f"after {FAN_OUT_S:g} s it has not returned, and the two clients that read have {counts[0]} and "
-                f"{counts[1]} of {MESSAGES} messages: it waits for a client that does not read"
-            )
-        for reader, number in zip(readers, counts, strict=True):
-            if reader.read != b"".join(messages):
+    @property
+    def counts(self) -> list[int]:
+        """Whole messages that each client which reads has."""
+        return [len(reader.read) // MESSAGE_BYTES for reader in self.readers]
+
+    def all_read(self) -> bool:
+        return all(len(reader.read) >= MESSAGES * MESSAGE_BYTES for reader in self.readers)
+
+    def closed(self) -> list[socket.socket]:
+        return [client for client in self.clients if client.fileno() == -1]
+
+    def check(self) -> None:
+        """Raises Wrong where it raised, or a client that reads has other bytes than it should."""
+        if self.raised:
+            raise Wrong(f"fan_out raised {describe(self.raised[0])}") from self.raised[0]
+        for reader, number in zip(self.readers, self.counts, strict=True):
+            if reader.read != b"".join(self.messages):
                 raise Wrong(
                     f"a client that reads all received {number} whole messages of {MESSAGES}, or received them out of "
                     "order: send may take a part of a message, and the rest has to follow"
                 )
-        if not isinstance(result[0], (list, tuple, set)) or set(result[0]) != set(stuck_clients):
-            said = f"{len(result[0])} of them" if isinstance(result[0], (list, tuple, set)) else repr(result[0])
-            raise Wrong(f"two clients do not read, and it returned {said}: return the clients that were dropped")
-        if any(client.fileno() != -1 for client in stuck_clients):
-            raise Wrong("a client was dropped and its socket is still open: close it, or its queue stays in memory")
-        last_at = max(reader.last_at for reader in readers)
-        if not dropped_at or last_at > dropped_at[0]:
+
+    def dropped(self) -> set[Any]:
+        """What it returned. Raises Wrong where that is no collection."""
+        if not isinstance(self.result[0], (list, tuple, set)):
+            raise Wrong(f"it returned {self.result[0]!r:.60}: return the clients that were dropped, as a list")
+        return set(self.result[0])
+
+
+def _judge_fan_out(fan_out: Callable[..., Any]) -> str:
+    _judge_patience(fan_out)
+    return _judge_dropping(fan_out)
+
+
+def _judge_patience(fan_out: Callable[..., Any]) -> None:
+    """Nobody has to be dropped for a long time: what the others do not have by then, they do not get meanwhile."""
+    with contextlib.ExitStack() as stack:
+        run = _FanOut(fan_out, stack, LONG_S)
+        happens(lambda: run.all_read() or bool(run.closed()) or not run.thread.is_alive(), FAN_OUT_S)
+        if not run.raised and (dropped := run.closed()):
             raise Wrong(
-                "the clients that read had to wait: they received the last message after a stuck client was dropped, "
-                f"{last_at - begin:.1f} s after the start. Keep for each client what it has still to be sent, and go on"
+                f"{len(dropped)} of four clients were dropped after {time.monotonic() - run.begin:.2f} s: the deadline "
+                f"was {LONG_S:g} s without a byte taken"
             )
-        if dropped_at[0] - begin < STALL_S * 0.9:
+        if run.thread.is_alive() and not run.all_read():
             raise Wrong(
-                f"a client was dropped after {dropped_at[0] - begin:.2f} s: its deadline is {STALL_S:g} s without a "
-                "byte taken"
+                f"after {FAN_OUT_S:g} s the two clients that read have {run.counts[0]} and {run.counts[1]} of "
+                f"{MESSAGES} messages: it waits for a client that does not read"
+            )
+        stuck = [_Reader(run.ends[1]), _Reader(run.ends[3])]  # they wake up
+        run.thread.join(FAN_OUT_S)
+        if run.thread.is_alive():
+            raise Wrong(
+                f"two clients read late, {[len(reader.read) // MESSAGE_BYTES for reader in stuck]} of {MESSAGES} "
+                f"messages by now, and {FAN_OUT_S:g} s later it has not returned: return when all was sent"
+            )
+        happens(lambda: run.all_read() or bool(run.raised), FAN_OUT_S)
+        run.check()
+        if run.dropped():
+            raise Wrong(f"it returned {len(run.dropped())} clients as dropped, and all had taken what was sent")
+
+
+def _judge_dropping(fan_out: Callable[..., Any]) -> str:
+    with contextlib.ExitStack() as stack:
+        run = _FanOut(fan_out, stack, STALL_S)
+        happens(lambda: bool(run.closed()) or not run.thread.is_alive(), FAN_OUT_S)
+        first_s = time.monotonic() - run.begin
+        run.thread.join(FAN_OUT_S)
+        took_s = time.monotonic() - run.begin
+        if run.thread.is_alive():
+            raise Wrong(
+                f"after {took_s:.0f} s it has not returned, and two clients have taken nothing for longer than "
+                f"{STALL_S:g} s: drop them"
+            )
+        happens(lambda: run.all_read() or bool(run.raised), FAN_OUT_S)
+        run.check()
+        stuck = {run.clients[1], run.clients[3]}
+        if run.dropped() != stuck:
+            raise Wrong(
+                f"two clients do not read, and it returned {len(run.dropped())} of the four: return the clients that "
+                "were dropped"
+            )
+        if any(client.fileno() != -1 for client in stuck):
+            raise Wrong("a client was dropped and its socket is still open: close it, or its queue stays in memory")
+        if first_s < STALL_S * 0.9:
+            raise Wrong(
+                f"a client was dropped after {first_s:.2f} s: its deadline is {STALL_S:g} s without a byte taken"
             )
     return f"Two clients read all {MESSAGES} messages, two were dropped, and {took_s:.1f} s were enough."
-
-
-def _until_closed(client: socket.socket, moments: list[float]) -> None:
-    """Note when the program closes a socket. Its peer is told much later: behind the bytes that it does not read."""
-    deadline = time.monotonic() + FAN_OUT_S + 1
-    while time.monotonic() < deadline:
-        if client.fileno() == -1:
-            moments.append(time.monotonic())
-            return
-        time.sleep(LOOK_S)
-
-
-def _wait_until_read(readers: Sequence[_Reader], expected: bytes) -> None:
-    deadline = time.monotonic() + 1
-    while any(len(reader.read) < len(expected) for reader in readers) and time.monotonic() < deadline:
-        time.sleep(LOOK_S)
 
 
 FAN_OUT = Exercise(
@@ -369,7 +432,7 @@ FAN_OUT = Exercise(
             "                client.close()\n"
             "                dropped.append(client)\n"
             "    return dropped\n",
-            "the clients that read had to wait",
+            "it waits for a client that does not read",
         ),
         Mistake(
             "import select\nimport time\n\n\n"
@@ -378,7 +441,7 @@ FAN_OUT = Exercise(
             "    moved = time.monotonic()\n"
             "    for client in clients:\n"
             "        client.setblocking(False)\n"
-            "    while time.monotonic() - moved < stall_s:\n"
+            "    while waiting and time.monotonic() - moved < stall_s:\n"
             "        for client in select.select([], list(waiting), [], 0.02)[1]:\n"
             "            waiting[client] = waiting[client][client.send(waiting[client]) :]\n"
             "            moved = time.monotonic()\n"
@@ -389,7 +452,7 @@ FAN_OUT = Exercise(
         ),
     ),
     judge=_judge_fan_out,
-    deadline_s=15.0,
+    deadline_s=20.0,
 )
 
 EXERCISES = (FLUSH, FAN_OUT)
