@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,16 +53,11 @@ class Recording:
         return list({id(message): message for message in found}.values())
 
     def connections(self) -> list[Recording]:
-        """The same recording cut at the SYNs, or at the first Initial packets: one for each connection."""
-        starts = [0]
-        for packet in self.packets[1:]:
-            opens = packet.label.startswith("SYN") and packet.from_client and not packet.retransmission
-            if opens or (packet.flow != self.packets[starts[-1]].flow and packet.flow.protocol == "UDP"):
-                starts.append(packet.index)
-        times = [self.packets[start].transit.time_ns for start in starts]
+        """One recording for each connection. The last packets of one may come after the first of the next."""
+        ports = [set(struct.unpack_from("!HH", frame.data, 34)) for frame in self.frames]  # the client's is its own
         return [
-            Recording([f for f in self.frames if begin <= f.time_ns < end], self.keylog_text)
-            for begin, end in pairwise([*times, 1 << 63])
+            Recording([frame for frame, of in zip(self.frames, ports, strict=True) if of == wanted], self.keylog_text)
+            for wanted in map(set, dict.fromkeys(map(frozenset, ports)))
         ]
 
 

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from labkit.capture.frames import Frame
@@ -28,7 +29,7 @@ _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _SIOCSIFFLAGS, _SIOCSIFMTU, _SIOCETHTOOL = 0x8914, 0x8922, 0x8946
 _OFFLOADS = {"TSO": 0x1F, "GSO": 0x24, "GRO": 0x2C}
 _SO_TIMESTAMPNS = 35
-_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER, _SO_MEMINFO = 26, 27, 55
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING = 263, 6, 4
 NO_NAMESPACES = 77
 
@@ -49,6 +50,9 @@ def enter_namespace() -> None:
         for command in _OFFLOADS.values():
             value = ctypes.create_string_buffer(struct.pack("II", command, 0))
             fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP8x", b"lo", ctypes.addressof(value)))
+    # No tail loss probes (RFC 8985): over loopback they come after 2 ms, so that a busy machine repeats what was not
+    # lost; and of several segments that were lost they repeat the last one first.
+    Path("/proc/sys/net/ipv4/tcp_early_retrans").write_text("0")
 
 
 class Recorder:
@@ -61,8 +65,9 @@ class Recorder:
         self.keylog = folder / "keylog.txt"
         self.keylog.touch()
         self.frames: list[Frame] = []
-        self._losses: list[tuple[int, int]] = []  # from, until: nanoseconds of the frames' clock
+        self._losses: list[tuple[int, int]] = []  # from when (nanoseconds of the frames' clock), how many
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # the most that the kernel gives
         self._socket.bind(("lo", 0))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._stop, self._stopped = os.pipe()
@@ -86,16 +91,24 @@ class Recorder:
         frame = Frame(seconds * 10**9 + nanoseconds, data, sender if sent else receiver, sent, len(data))
         self.frames.append(frame)
 
+    def catch_up(self) -> None:
+        """Wait until every frame that was captured so far is written down: the kernel's buffer holds few of them."""
+        wait_until(lambda: not select.select([self._socket], [], [], 0)[0])
+
     @contextlib.contextmanager
-    def losing(self, server: socket.socket) -> Iterator[None]:
-        """While this block runs, everything that goes to a server's TCP socket is lost before TCP sees it."""
+    def losing(self, server: socket.socket, client: socket.socket) -> Iterator[None]:
+        """While this block runs, everything that goes to a server's TCP socket is lost before TCP sees it.
+
+        It ends when all that its client has sent so far is lost.
+        """
         drop_all = struct.pack("HBBI", 0x06, 0, 0, 0)  # BPF: return 0
         program = ctypes.create_string_buffer(drop_all)
-        begin_ns = time.time_ns()
+        begin_ns, before = time.time_ns(), drops(server)
         server.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", 1, ctypes.addressof(program)))
         yield
+        wait_until(lambda: drops(server) - before >= unacknowledged(client))
         server.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-        self._losses.append((begin_ns, time.time_ns()))
+        self._losses.append((begin_ns, drops(server) - before))
 
     def finish(self) -> tuple[list[Frame], str]:
         """Stop, and return the frames and the key log. A lost frame left but did not arrive."""
@@ -106,12 +119,30 @@ class Recorder:
         self._socket.close()
         os.close(self._stop)
         os.close(self._stopped)
-        kept = [frame for frame in self.frames if not self._is_lost(frame)]
-        return sorted(kept, key=lambda frame: frame.time_ns), self.keylog.read_text()
+        frames = sorted(self.frames, key=lambda frame: frame.time_ns)
+        for begin_ns, count in self._losses:
+            arrivals = (f for f in frames if f.host == "server" and not f.sent and f.time_ns >= begin_ns)
+            lost = set(map(id, islice(arrivals, count)))
+            frames = [frame for frame in frames if id(frame) not in lost]
+        return frames, self.keylog.read_text()
 
-    def _is_lost(self, frame: Frame) -> bool:
-        arrives = frame.host == "server" and not frame.sent
-        return arrives and any(begin <= frame.time_ns <= end for begin, end in self._losses)
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for what no event announces."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it did not come about before the deadline"
+        time.sleep(0.001)
+
+
+def drops(sock: socket.socket) -> int:
+    """How many packets for a socket the kernel has dropped: sock_diag(7), SK_MEMINFO_DROPS."""
+    return int(struct.unpack("9I", sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))[8])
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Segments that a socket has sent and that nobody has acknowledged: tcpi_unacked of struct tcp_info."""
+    return int(struct.unpack_from("=8x4xIIII", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104))[3])
 
 
 def main(scenario: str, output: str) -> None:

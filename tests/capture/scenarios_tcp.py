@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 from pathlib import Path
 
 from peers import DEADLINE_S, REQUEST, RESPONSE, answer, ask, connect, listen, read_until, serving
@@ -22,7 +21,6 @@ def http(recorder: Recorder) -> None:
 def http_head_in_two_writes(recorder: Recorder) -> None:
     with serving(listen(recorder), answer), connect(recorder) as client:
         client.sendall(REQUEST[:21])
-        time.sleep(0.02)
         client.sendall(REQUEST[21:])
         read_until(client, b"hello")
 
@@ -33,7 +31,6 @@ def http_pipelined(recorder: Recorder) -> None:
         while data.count(b"\r\n\r\n") < 2:
             data += connection.recv(65536)
         connection.sendall(RESPONSE)
-        time.sleep(0.02)
         connection.sendall(RESPONSE)
 
     with serving(listen(recorder), serve), connect(recorder) as client:
@@ -90,9 +87,8 @@ def lost_request(recorder: Recorder) -> None:
 
     with serving(listen(recorder), serve), connect(recorder) as client:
         accepted.wait(DEADLINE_S)
-        with recorder.losing(connections[0]):
+        with recorder.losing(connections[0], client):
             client.sendall(REQUEST)
-            time.sleep(0.1)
         read_until(client, b"hello")
 
 
@@ -108,12 +104,9 @@ def lost_and_never_repeated(recorder: Recorder) -> None:
     with serving(listen(recorder), serve):
         with connect(recorder) as client:
             accepted.wait(DEADLINE_S)
-            with recorder.losing(connections[0]):
+            with recorder.losing(connections[0], client):
                 client.sendall(REQUEST)
-                time.sleep(0.05)
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                client.close()
-                time.sleep(0.02)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         done.set()
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import socket
 import ssl
 import subprocess
+import sys
+import tempfile
+import termios
 import threading
-import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import trustme
 from peers import DEADLINE_S, REQUEST, answer, ask, connect, listen, read_until, serving
-from recorder import Recorder
+from recorder import Recorder, wait_until
 
 
 def tls_contexts(
@@ -77,7 +81,7 @@ def tls13(recorder: Recorder) -> None:
 
 
 def tls13_large(recorder: Recorder) -> None:
-    """Some two thousand packets of encrypted data, as slowly as the recorder can write them down."""
+    """Some two thousand packets of encrypted data, as fast as the recorder can write them down."""
     _, server_context, client_context = tls_contexts(recorder)
     pieces = 260
 
@@ -96,7 +100,7 @@ def tls13_large(recorder: Recorder) -> None:
             received = 0
             while received < 10_000:
                 received += len(encrypted.recv(65536))
-            time.sleep(0.003)  # the recorder's buffer holds a hundred frames
+            recorder.catch_up()
             encrypted.sendall(b"+")
 
 
@@ -137,7 +141,7 @@ def tls_refused(recorder: Recorder) -> None:
 
 
 def lost_client_hello(recorder: Recorder) -> None:
-    """The first copy of a ClientHello is lost."""
+    """The first copy of a ClientHello is lost, all of its segments."""
     _, server_context, client_context = tls_contexts(recorder)
     accepted, connections = threading.Event(), []
 
@@ -149,12 +153,11 @@ def lost_client_hello(recorder: Recorder) -> None:
 
     with serving(listen(recorder), serve), connect(recorder) as client:
         accepted.wait(DEADLINE_S)
-        with recorder.losing(connections[0]):
-            encrypted = client_context.wrap_socket(client, server_hostname="lab.test", do_handshake_on_connect=False)
-            encrypted.setblocking(False)
+        encrypted = client_context.wrap_socket(client, server_hostname="lab.test", do_handshake_on_connect=False)
+        encrypted.setblocking(False)
+        with recorder.losing(connections[0], encrypted):
             with contextlib.suppress(ssl.SSLWantReadError):
                 encrypted.do_handshake()
-            time.sleep(0.1)
         encrypted.settimeout(DEADLINE_S)
         with encrypted, connections[0]:
             encrypted.do_handshake()
@@ -184,26 +187,40 @@ def openssl_server(recorder: Recorder, *options: str) -> Iterator[None]:
         server.communicate()
 
 
-def openssl_client(recorder: Recorder, *options: str, say: bytes = b"", pause_s: float = 0.3) -> None:
-    """Run ``openssl s_client``; it takes what it reads as commands, so a line "K" updates the keys."""
+def openssl_client(recorder: Recorder, *options: str, say: bytes = b"") -> Path:
+    """Run ``openssl s_client``; it takes what it reads as commands, so a line "K" updates the keys.
+
+    Returns:
+        the file with its session.
+    """
+    session = Path(tempfile.mkdtemp(dir=recorder.folder), "session.pem")
     command = ["openssl", "s_client", "-connect", f"127.0.0.1:{recorder.port}", "-servername", "lab.test"]
     client = subprocess.Popen(
-        [*command, "-keylogfile", str(recorder.keylog), *options], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [*command, "-keylogfile", str(recorder.keylog), "-sess_out", str(session), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     )
     assert client.stdin is not None
+    wait_until(lambda: session.exists() and b"END" in session.read_bytes())  # the handshake is over, a ticket is there
     for line in [*say.splitlines(keepends=True), b"Q\n"]:
-        time.sleep(pause_s)  # a command must come in a read of its own
         client.stdin.write(line)
         client.stdin.flush()
+        wait_until(lambda: not unread(client.stdin))  # a command must come in a read of its own
     client.communicate(timeout=DEADLINE_S)
+    return session
+
+
+def unread(pipe: Any) -> int:
+    """Bytes in a pipe that its reader has not taken."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def openssl_early_data(recorder: Recorder) -> None:
     """Early data accepted, then the same session a second time: rejected, for it could be a replay."""
-    session, early = recorder.folder / "session.pem", recorder.folder / "early.txt"
+    early = recorder.folder / "early.txt"
     early.write_bytes(REQUEST)
     with openssl_server(recorder, "-early_data", "-tls1_3"):
-        openssl_client(recorder, "-sess_out", str(session))
+        session = openssl_client(recorder)
         for _ in range(2):
             openssl_client(recorder, "-sess_in", str(session), "-early_data", str(early))
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 
@@ -58,8 +58,7 @@ def test_each_frame_is_seen_sent_and_received(lab: Lab) -> None:
         assert {transit.source, transit.destination} == {"client", "server"}
         assert transit.sent_ns is not None
         assert transit.received_ns is not None
-        # Half the RTT of 10 ms, and never less; the bound above is for a machine that is busy.
-        assert 5_000_000 <= transit.received_ns - transit.sent_ns < 40_000_000
+        assert transit.received_ns - transit.sent_ns >= 5_000_000  # half the RTT of 10 ms, and never less
     stamps = [frame.time_ns for frame in capture.frames]
     assert stamps == sorted(stamps)
     assert [packet.sniffed_on for packet in capture.packets] == [transit.source for transit in transits]
@@ -227,31 +226,32 @@ def test_a_stream_of_packets_is_captured_or_counted_as_missing(lab: Lab) -> None
         assert seen == sorted(set(seen))  # in order, and each once
 
 
-def test_a_capture_ends_where_the_wire_was_quiet() -> None:
+def test_a_capture_ends_where_the_wire_was_quiet(until: Callable[..., None]) -> None:
     """Datagrams go on while captures end: none of them is seen leaving and not arriving."""
-    stop = threading.Event()
+    stop, sent = threading.Event(), 0
     datagram = socket.AF_INET, socket.SOCK_DGRAM
     with Lab(rtt_ms=2) as lab, lab.server.socket(*datagram) as sink, lab.client.socket(*datagram) as sock:
         sink.bind((lab.server.ip, 9))
         sock.connect((lab.server.ip, 9))
 
         def chatter() -> None:
+            nonlocal sent
             while not stop.wait(0.002):
                 sock.send(b"x" * 10)
+                sent += 1
 
         thread = threading.Thread(target=chatter)
         thread.start()
         try:
-            transits = 0
             for _ in range(20):
                 with lab.capture() as capture:
-                    stop.wait(0.02)
-                transits += len(capture.transits)
+                    before = sent
+                    until(lambda before=before: sent >= before + 5)
+                assert len(capture.transits) >= 4  # the first of the five may have left before the capture began
                 assert all(transit.received_ns for transit in capture.transits)
         finally:
             stop.set()
             thread.join()
-    assert transits > 20
 
 
 # Pairing, which needs no kernel.

@@ -95,15 +95,21 @@ def test_random_frames():
         check(dissect(transits, KeyLog()), transits)
 
 
-def test_a_large_capture_is_fast(record):
-    """2,000 packets of one connection, encrypted, in well under a second."""
+def test_a_large_capture_takes_no_more_work_for_a_packet(record):
+    """2,000 packets of one connection, encrypted: twice as many take about twice the CPU's time, and not four times."""
     recording = record("tls13_large")
-    dissect(recording.transits[:50], recording.secrets)  # imports cryptography
-    assert len(recording.transits) >= 2000
     transits, secrets = recording.transits, recording.secrets
-    begin_s = time.process_time()  # other processes do not count
+    assert len(transits) >= 2000
     packets = dissect(transits, secrets)
-    assert time.process_time() - begin_s < 1
+
+    def cpu_s(number: int) -> float:
+        begin_s = time.process_time()  # other processes do not count
+        dissect(transits[:number], secrets)
+        return time.process_time() - begin_s
+
+    whole = len(transits)
+    times = [(cpu_s(whole // 2), cpu_s(whole)) for _ in range(4)]  # side by side, on a machine that may be busy
+    assert min(all_s for _, all_s in times) < 3 * min(half_s for half_s, _ in times)
     received = sum(m.length for p in packets for m in p.messages if m.first == p.index and m.level == "application")
     assert received > 2_000_000
 

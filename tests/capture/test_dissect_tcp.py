@@ -82,8 +82,10 @@ def test_udp_and_icmp(record):
 def test_a_lost_request_and_its_retransmission(record):
     recording = record("lost_request")
     (request,) = recording.messages("GET /hello HTTP/1.1")
-    lost, again = (packet for packet in recording.packets if request in packet.messages)
+    # A machine that stalls may lose a retransmission as well.
+    lost, *others, again = (packet for packet in recording.packets if request in packet.messages)
     assert (lost.lost, lost.retransmission) == (True, False)
+    assert all(packet.lost and packet.retransmission for packet in others)
     assert (again.lost, again.retransmission) == (False, True)
     assert request.first == request.last == again.index  # the lost packet brought nothing
     assert lost.what == again.what == "GET /hello HTTP/1.1"
@@ -93,20 +95,24 @@ def test_a_lost_request_and_its_retransmission(record):
 
 def test_what_was_lost_for_good_is_named_from_itself(record):
     recording = record("lost_and_never_repeated")
-    (packet,) = (packet for packet in recording.packets if packet.payload)
+    packet, *again = (packet for packet in recording.packets if packet.payload)
     assert packet.lost
     assert packet.what == "GET /hello HTTP/1.1"
     assert packet.messages[0].first == packet.index
+    assert all(each.lost and each.retransmission for each in again)  # none, unless the machine stalls
 
 
 def test_a_lost_client_hello(record):
     recording = record("lost_client_hello")
-    hello = recording.messages("ClientHello")
-    assert len(hello) == 1
-    lost, again = (packet for packet in recording.packets if hello[0] in packet.messages)
-    assert lost.lost
-    assert again.retransmission
-    assert hello[0].first == again.index
+    (hello,) = recording.messages("ClientHello")
+    carrying = [packet for packet in recording.packets if hello in packet.messages]
+    arrived = [packet for packet in carrying if not packet.lost]
+    # One segment, or two with the post-quantum key share that OpenSSL 3.5 sends.
+    segments = len(arrived)
+    assert segments == 1 + (hello.length > 1448 - 5)
+    assert all(packet.lost for packet in carrying[:segments])
+    assert [packet.retransmission for packet in carrying] == [False] * segments + [True] * (len(carrying) - segments)
+    assert (hello.first, hello.last) == (arrived[0].index, arrived[-1].index)
     assert "< HTTP/1.1 200 OK" in recording.lines
 
 
