@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from labkit.network.host import Host
 
 
+# A notebook's kernel sets them for what `!program` prints into a cell. What is read as text comes without escapes.
+COLOURED = ("FORCE_COLOR", "CLICOLOR_FORCE")
+
+
 @dataclass(frozen=True)
 class Completed:
     """What ``host.run`` returns: the command, its exit status (negative: the signal that ended it) and its output."""
@@ -59,7 +63,8 @@ class Program:
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed with the Program
         for file in (self._out, self._err):
             weakref.finalize(self, file.close)
-        environment = {**os.environ, **host.network.program_environment, **(env or {})}
+        inherited = {name: value for name, value in os.environ.items() if name not in COLOURED}
+        environment = {**inherited, **host.network.program_environment, **(env or {})}
         where = os.fspath(cwd or os.getcwd())
         request = {"op": "spawn", "host": host.name, "argv": self.args, "env": environment, "cwd": where}
         try:

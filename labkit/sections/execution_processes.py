@@ -32,6 +32,7 @@ from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.judging import serving
 from labkit.load.workers import name_threads, process
+from labkit.network.process import COLOURED
 from labkit.plots import Picture, style
 from labkit.queues.run_queue import ThreadTimes, between, state, threads_of, tree
 from labkit.recorded import recall
@@ -171,7 +172,7 @@ def _started(function: Callable[..., object], *args: Any) -> Iterator[subprocess
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHON_COLORS": "0"},  # a notebook's FORCE_COLOR is not for words that are quoted
+        env={name: value for name, value in os.environ.items() if name not in COLOURED},
         start_new_session=True,
     )
     try:

@@ -51,6 +51,18 @@ def test_stdin_cwd_and_environment(lab: Lab, tmp_path: Path, monkeypatch: pytest
     assert lab.client.run(["cat"]).stdout == ""
 
 
+def test_a_notebooks_colours_are_not_for_what_is_read_as_text(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ipykernel sets FORCE_COLOR, by which Python 3.13 and later colour a traceback that goes to a file."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    failed = lab.server.run([sys.executable, "-c", "1/0"])
+    assert failed.stderr.endswith("\nZeroDivisionError: division by zero\n")
+    chosen = lab.server.run(
+        [sys.executable, "-c", "import os; print(os.environ['FORCE_COLOR'])"], env={"FORCE_COLOR": "2"}
+    )
+    assert chosen.stdout == "2\n"
+
+
 def test_big_output_blocks_nobody(lab: Lab) -> None:
     done = lab.client.run([sys.executable, "-c", "import sys; sys.stdout.write('x' * 9_000_000)"])
     assert len(done.check().stdout) == 9_000_000
