@@ -185,7 +185,7 @@ def test_curl_by_name(lab: Lab, require_program: Callable[[str], str]) -> None:
 def test_a_program_is_the_ordinary_user_and_runs_its_hosts_network(
     lab: Lab, require_program: Callable[[str], str]
 ) -> None:
-    ip = require_program("ip")
+    ip = require_program("ip")  # and ss, of the same package
     assert lab.client.run(["id", "-u"]).check().stdout.strip() == str(os.geteuid())
     assert lab.client.ip in lab.client.run([ip, "-br", "address", "show", "eth0"]).check().stdout
     lab.client.run([ip, "address", "add", "10.99.0.1/32", "dev", "eth0"]).check()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+import sys
+import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 
 from labkit import NotAvailableHere
 from labkit.queues import run_queue
-from labkit.queues.run_queue import between, threads_of, tree
+from labkit.queues.run_queue import between, state, threads_of, tree
 
 BUSY = """
 import os, sys
@@ -44,28 +47,31 @@ def test_two_processes_on_one_cpu_wait_for_each_other(
     os.killpg(process.pid, 9)
 
 
-def test_a_thread_that_waits_gives_the_cpu_up_by_itself() -> None:
-    go, gone = threading.Event(), threading.Event()
+def test_a_thread_that_waits_gives_the_cpu_up_by_itself(until: Callable[..., None]) -> None:
+    reading, writing = os.pipe()
 
     def wait_often() -> None:
-        for _ in range(50):
-            os.read(reading, 1)
-        gone.set()
-        go.wait(30)
+        while os.read(reading, 1) != b"q":
+            pass
 
-    reading, writing = os.pipe()
+    def asleep() -> bool:
+        """It has read what was written, and waits: for a byte, or for the GIL."""
+        unread = int.from_bytes(fcntl.ioctl(reading, termios.FIONREAD, bytes(4)), sys.byteorder)
+        return not unread and state(thread.native_id or 0) == "S"
+
     thread = threading.Thread(target=wait_often)
     thread.start()
     try:
+        until(asleep)
         before = threads_of([os.getpid()])
         for _ in range(50):
             os.write(writing, b"x")
-        assert gone.wait(10)
+            until(asleep)
         (times,) = (times for times in between(before, threads_of([os.getpid()])) if times.tid == thread.native_id)
-        assert times.voluntary > 0
+        assert times.voluntary >= 50
         assert times.pid == os.getpid()
     finally:
-        go.set()
+        os.write(writing, b"q")
         thread.join()
         os.close(reading)
         os.close(writing)

@@ -19,6 +19,7 @@ from labkit.queues.watch import Watch
 
 Until = Callable[..., None]
 PORT = 8080
+Listed = Callable[..., list[list[str]]]
 
 
 @contextlib.contextmanager
@@ -39,38 +40,43 @@ def listener_on(lab: Lab, backlog: int = 128, **options: bool) -> socket.socket:
         return socket.create_server(("server.lab", PORT), backlog=backlog, **options)
 
 
-def listed(lab: Lab, *options: str) -> list[list[str]]:
-    """Lines of ss on the server's host, in words: state, Recv-Q, Send-Q, address, peer, …"""
-    said = lab.server.run(["ss", "-H", "-t", "-n", "-O", *options, f"( sport = :{PORT} )"]).check().stdout
-    return [line.split() for line in said.splitlines()]
+@pytest.fixture
+def listed(lab: Lab, require_program: Callable[[str], str]) -> Listed:
+    """``listed("-l")``: lines of ss on the server's host, in words: state, Recv-Q, Send-Q, address, peer, …"""
+    require_program("ip")  # ss is in the same package
+
+    def ask(*options: str) -> list[list[str]]:
+        said = lab.server.run(["ss", "-H", "-t", "-n", "-O", *options, f"( sport = :{PORT} )"]).check().stdout
+        return [line.split() for line in said.splitlines()]
+
+    return ask
 
 
 # Beside ss.
 
 
-def test_a_listeners_queue_is_what_ss_says(lab: Lab, until: Until, require_program: Callable[[str], str]) -> None:
-    require_program("ip")  # ss is in the same package
+def test_a_listeners_queue_is_what_ss_says(lab: Lab, until: Until, listed: Listed) -> None:
     with listener_on(lab, 7) as listener, lab.watch(PORT) as watch, connecting(lab, 3):
         until(lambda: watch.so_far().accept_queue.last == 3)
-        ((state, waiting, limit, *_),) = listed(lab, "-l")
+        ((state, waiting, limit, *_),) = listed("-l")
         now = watch.so_far()
         assert (state, int(waiting), int(limit)) == ("LISTEN", now.accept_queue.last, now.limit.last)
         assert (now.accept_queue.last, now.limit.last) == (3, 7)
         listener.accept()[0].close()
         until(lambda: watch.so_far().accept_queue.last == 2)
-        assert int(listed(lab, "-l")[0][1]) == 2
+        assert int(listed("-l")[0][1]) == 2
 
 
-def test_half_open_connections_are_those_that_ss_lists(lab: Lab, until: Until) -> None:
+def test_half_open_connections_are_those_that_ss_lists(lab: Lab, until: Until, listed: Listed) -> None:
     lab.server.sysctl["net.ipv4.tcp_syncookies"] = "0"
     with listener_on(lab), lab.watch(PORT) as watch:
         spoofed_syns(lab, range(40000, 40020))
         until(lambda: watch.so_far().syn_queue.last == 20)
-        assert len(listed(lab, "state", "syn-recv")) == 20
+        assert len(listed("state", "syn-recv")) == 20
         assert watch.so_far().accept_queue.peak == 0
 
 
-def test_a_connections_queues_are_those_of_ss(lab: Lab, until: Until) -> None:
+def test_a_connections_queues_are_those_of_ss(lab: Lab, until: Until, listed: Listed) -> None:
     """A client sends, nobody reads; the server sends, and neither does the client."""
     with listener_on(lab) as listener, lab.watch(PORT, connections=True) as watch, connecting(lab, 1) as (client,):
         served, _ = listener.accept()
@@ -89,7 +95,7 @@ def test_a_connections_queues_are_those_of_ss(lab: Lab, until: Until) -> None:
                 return held.send_window.last == 0 and held.unacknowledged.last == 0
 
             until(settled)
-            ((_, received, to_send, *_, about),) = [[*line[:3], " ".join(line)] for line in listed(lab, "-i")]
+            ((_, received, to_send, *_, about),) = [[*line[:3], " ".join(line)] for line in listed("-i")]
             held = watch.so_far().connections[name]
             assert int(received) == held.receive_queue.last == 3000
             assert int(to_send) == held.unsent.last + held.unacknowledged.last
@@ -110,14 +116,15 @@ def test_both_ends_are_named_by_the_client(lab: Lab, until: Until) -> None:
 
 
 def test_listeners_that_share_a_port_are_told_apart(lab: Lab, until: Until) -> None:
-    with listener_on(lab, 3, reuse_port=True) as one, listener_on(lab, 5, reuse_port=True) as other:
-        inodes = {os.fstat(sock.fileno()).st_ino: limit for sock, limit in ((one, 3), (other, 5))}
+    # The kernel chooses by a hash: each has room for all six.
+    with listener_on(lab, 7, reuse_port=True) as one, listener_on(lab, 9, reuse_port=True) as other:
+        inodes = {os.fstat(sock.fileno()).st_ino: limit for sock, limit in ((one, 7), (other, 9))}
         with lab.watch(PORT) as watch, connecting(lab, 6):
             until(lambda: watch.so_far().accept_queue.last == 6)
             seen = watch.so_far()
             assert {inode: listener.limit.last for inode, listener in seen.listeners.items()} == inodes
             assert sum(listener.accept_queue.last for listener in seen.listeners.values()) == 6
-            assert seen.limit.last == 8
+            assert seen.limit.last == 16
 
 
 # What documentation and source say.
@@ -142,13 +149,16 @@ def test_an_accept_queue_holds_one_more_than_the_smaller_limit(
 def test_counters_are_the_connections_refused(lab: Lab, until: Until) -> None:
     """Without cookies a SYN that finds the accept queue full is dropped, and counted."""
     lab.server.sysctl["net.ipv4.tcp_syncookies"] = "0"
-    with listener_on(lab, 4), lab.watch(PORT) as watch:
+    with listener_on(lab, 4), lab.capture() as capture, lab.watch(PORT) as watch:
         with connecting(lab, 5):
             until(lambda: watch.so_far().accept_queue.last == 5)
             with connecting(lab, 7):
                 until(lambda: watch.so_far().counters.get("TcpExtListenOverflows", 0) >= 7)
-                moved = watch.so_far().counters
-        assert moved["TcpExtListenOverflows"] == moved["TcpExtListenDrops"] == 7
+            lab.wire.settle()
+    moved = watch.history.counters
+    # Seven, unless the machine stalls for a second: then clients send their SYN once more.
+    syns = sum(packet.label == "SYN" for packet in capture.messages)
+    assert moved["TcpExtListenOverflows"] == moved["TcpExtListenDrops"] == syns - 5 >= 7
 
 
 # Spoofed SYNs stay in the lab.
