@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from labkit.capture.captured import Captured
-from labkit.errors import LabError, NotReady
+from labkit.errors import MeasurementFailed, NotReady
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
@@ -20,6 +20,8 @@ from labkit.queues.run_queue import state
 
 PORT = 8080
 WAIT_S = 10.0
+SOON_S = 1.0  # an answer that has not come by then is looked for more closely
+SPINS_S = 1.0  # so much CPU time has no acceptor used that waits for events
 ACCEPTORS = 3  # of the judges' servers
 CONNECTIONS = 12
 SHARE = 2
@@ -51,22 +53,58 @@ def asleep(server: ServerProcess, acceptors: int) -> dict[str, int]:
     raise NotReady(f"{acceptors} acceptors should wait by now. The server said: {server.stderr.strip() or 'nothing'}")
 
 
-def _ask(client: socket.socket, task: str) -> str:
-    """Send a line, and return who answers. Raises Wrong where nobody does."""
-    try:
-        client.sendall(b"who?\n")
-        name = client.recv(100).decode()
-    except TimeoutError:
-        raise Wrong(f"nobody answered within {client.gettimeout():g} s {task}") from None
-    except ConnectionError as exc:
-        raise Wrong(f"the connection ended ({exc}) {task}") from None
-    if not name:
-        raise Wrong(f"the connection was closed without an answer {task}")
-    return name
+class _Judged:
+    """Three acceptors with a learner's function in them, and the clients that ask them.
 
+    Args:
+        lab: on its server they run.
+        server: their process.
+    """
 
-def _last_line(exc: LabError) -> str:
-    return str(exc).strip().splitlines()[-1]
+    def __init__(self, lab: Lab, server: ServerProcess) -> None:
+        self._lab, self._server = lab, server
+
+    def asleep(self) -> dict[str, int]:
+        """As the function of that name, but Wrong where it is the learner's code that does not sleep."""
+        try:
+            return asleep(self._server, ACCEPTORS)
+        except NotReady:
+            said = self._server.stderr.strip()
+            found = [times for times in self._server.threads().values() if times.name.startswith("acceptor ")]
+            if said or len(found) < ACCEPTORS:
+                why = said.splitlines()[-1] if said else "its function returned"
+                raise Wrong(f"an acceptor ended: {why}") from None
+            if max(times.running_s for times in found) > SPINS_S:
+                raise Wrong(
+                    "an acceptor never sleeps: it asks again and again, where it should wait for an event"
+                ) from None
+            raise
+
+    def connect(self) -> socket.socket:
+        with self._lab.client:
+            return socket.create_connection(("server.lab", PORT), timeout=WAIT_S)
+
+    def ask(self, client: socket.socket, task: str) -> str:
+        """Send a line, and return who answers. Raises Wrong where nobody does."""
+        try:
+            client.sendall(b"who?\n")
+            if not select.select([client], [], [], SOON_S)[0] and self._nobody_will(client):
+                raise Wrong(f"nobody answered {task}")
+            name = client.recv(100).decode()
+        except TimeoutError:
+            raise MeasurementFailed(f"the answer did not come within {WAIT_S:g} s: the machine is busy") from None
+        except ConnectionError as exc:
+            raise Wrong(f"the connection ended ({exc}) {task}") from None
+        if not name:
+            raise Wrong(f"the connection was closed without an answer {task}")
+        return name
+
+    def _nobody_will(self, client: socket.socket) -> bool:
+        """Nothing is under way, all acceptors sleep, and nothing has come of that: so there will be no answer."""
+        if not self._lab.wire.settle():
+            return False
+        self.asleep()
+        return self._lab.wire.settle() and not select.select([client], [], [], 0)[0]
 
 
 # Exercise 1
@@ -100,18 +138,16 @@ def _greet(listener: socket.socket, name: bytes, register: Callable[..., object]
 
 def _judge_register(register: Callable[..., object]) -> str:
     served: collections.Counter[str] = collections.Counter()
-    try:
-        with Lab(rtt_ms=2) as lab, ServerProcess(lab.server, PORT, _acceptors, _greet, register) as server:
-            before = after = asleep(server, ACCEPTORS)
-            for number in range(1, CONNECTIONS + 1):
-                with lab.client, socket.create_connection(("server.lab", PORT), timeout=2) as client:
-                    served[
-                        _ask(client, f"on connection {number}: is the listener registered, and does it stay so?")
-                    ] += 1
-                    client.recv(1)
-                after = asleep(server, ACCEPTORS)
-    except NotReady as exc:
-        raise Wrong(f"an acceptor ended: {_last_line(exc)}") from None
+    with Lab(rtt_ms=2) as lab, ServerProcess(lab.server, PORT, _acceptors, _greet, register) as server:
+        judged = _Judged(lab, server)
+        before = after = judged.asleep()
+        for number in range(1, CONNECTIONS + 1):
+            with judged.connect() as client:
+                served[
+                    judged.ask(client, f"on connection {number}: is the listener registered, and does it stay so?")
+                ] += 1
+                client.recv(1)
+            after = judged.asleep()
     woken = sum(after[name] - before[name] >= 0.9 * CONNECTIONS for name in after)
     if woken > 1:
         raise Wrong(f"{woken} of {ACCEPTORS} acceptors woke up for each of {CONNECTIONS} connections")
@@ -163,35 +199,28 @@ def _judge_keep_share(keep_share: Callable[..., object]) -> str:
     opened: list[socket.socket] = []
     names: list[str] = []
     clients = ACCEPTORS * SHARE
-    try:
-        with Lab(rtt_ms=2) as lab, ServerProcess(lab.server, PORT, _acceptors, keep_share, SHARE) as server:
-            try:
-                for number in range(1, clients + 1):
-                    asleep(server, ACCEPTORS)
-                    opened.append(_connect(lab))
-                    names.append(_ask(opened[-1], f"on connection {number} of {clients}"))
-                name, most = collections.Counter(names).most_common(1)[0]
-                if most > SHARE:
-                    raise Wrong(f"{name} holds {most} connections at a time: its share was {SHARE}")
-                for client, before in zip(opened, names, strict=True):
-                    if _ask(client, "when asked again") != before:
-                        raise Wrong("a connection changed its acceptor: who accepts it answers on it")
-                opened.pop().close()
-                opened.append(_connect(lab))
-                name = _ask(
-                    opened[-1], "after a connection was closed: its acceptor had room, and does not accept again"
-                )
-            finally:
-                for client in opened:
-                    client.close()
-    except NotReady as exc:
-        raise Wrong(f"an acceptor ended: {_last_line(exc)}") from None
+    with Lab(rtt_ms=2) as lab, ServerProcess(lab.server, PORT, _acceptors, keep_share, SHARE) as server:
+        judged = _Judged(lab, server)
+        try:
+            for number in range(1, clients + 1):
+                judged.asleep()
+                opened.append(judged.connect())
+                names.append(judged.ask(opened[-1], f"on connection {number} of {clients}"))
+            name, most = collections.Counter(names).most_common(1)[0]
+            if most > SHARE:
+                raise Wrong(f"{name} holds {most} connections at a time: its share was {SHARE}")
+            for client, before in zip(opened, names, strict=True):
+                if judged.ask(client, "when asked again") != before:
+                    raise Wrong("a connection changed its acceptor: who accepts it answers on it")
+            opened.pop().close()
+            opened.append(judged.connect())
+            name = judged.ask(
+                opened[-1], "after a connection was closed: its acceptor had room, and does not accept again"
+            )
+        finally:
+            for client in opened:
+                client.close()
     return f"{clients} connections, {SHARE} with each acceptor, and {name} accepted again when it had room."
-
-
-def _connect(lab: Lab) -> socket.socket:
-    with lab.client:
-        return socket.create_connection(("server.lab", PORT), timeout=2)
 
 
 KEEP_SHARE = Exercise(
