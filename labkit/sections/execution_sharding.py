@@ -18,7 +18,7 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.grading import describe
+from labkit.learn.grading import Deadline, describe
 from labkit.learn.judging import happens
 from labkit.queues.watch import Watch
 
@@ -80,6 +80,7 @@ def _judge_open_shard(open_shard: Callable[..., Any]) -> str:
         shards = [stack.enter_context(_shard(open_shard, lab, times)) for times in ("first", "second")]
         if _inode(shards[0]) == _inode(shards[1]):
             raise Wrong("both calls returned the same socket: one queue, not two. Open a new socket each time")
+        before = lab.server.counters if lab.can("kernel") else None
         for _ in range(CLIENTS):
             stack.enter_context(_call(lab))
         given: Counter[int] = Counter()
@@ -91,11 +92,15 @@ def _judge_open_shard(open_shard: Callable[..., Any]) -> str:
                 with contextlib.suppress(BlockingIOError):
                     shard.accept()[0].close()
                     given[shards.index(shard)] += 1
+        overflows = (lab.server.counters - before)["TcpExtListenOverflows"] if before else 0
     counts = [given[number] for number in range(2)]
-    if not all(counts) and lab.can("kernel"):
-        raise Wrong(f"of {CLIENTS} connections the two got {counts[0]} and {counts[1]}: both should get some")
     if sum(counts) < CLIENTS:
-        raise Wrong(f"only {sum(counts)} of {CLIENTS} connections arrived in {WAIT_S:g} s: is there room in the queue?")
+        missing = f"only {sum(counts)} of {CLIENTS} connections arrived in {WAIT_S:g} s"
+        if overflows:
+            raise Wrong(f"{missing}, and the kernel dropped {overflows} for want of room: make the queue longer")
+        raise MeasurementFailed(f"{missing}: the machine is busy")
+    if not all(counts) and before:
+        raise Wrong(f"of {CLIENTS} connections the two got {counts[0]} and {counts[1]}: both should get some")
     return f"Both listen. Of {CLIENTS} connections they got {counts[0]} and {counts[1]}."
 
 
@@ -175,7 +180,7 @@ OPEN_SHARD = Exercise(
 # Exercise 2
 
 FEWEST = 3  # connections in the queue of the shard that retires
-RETURN_S = 3.0
+RETURN_S, LOOK_S = 3.0, 0.1
 
 
 def _serve(connection: socket.socket) -> None:
@@ -232,7 +237,11 @@ def _of(watch: Watch, clients: dict[tuple[str, int], socket.socket]) -> list[Any
 
 
 def _run(retire: Callable[..., Any], listener: socket.socket, answer: Callable[[socket.socket], None]) -> None:
-    """Call the learner's function in a thread. Raises Wrong where it raises or does not return."""
+    """Call the learner's function in a thread. Raises Wrong where it raises or does not return.
+
+    Raises:
+        MeasurementFailed: it does not return, and has waited for a CPU most of the time.
+    """
     raised: list[BaseException] = []
 
     def call() -> None:
@@ -243,10 +252,15 @@ def _run(retire: Callable[..., Any], listener: socket.socket, answer: Callable[[
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(RETURN_S)
+    deadline, late = Deadline(RETURN_S, os.getpid()), None
+    while thread.is_alive() and late is None:
+        thread.join(LOOK_S)
+        late = deadline.overdue()
     if raised:
         raise Wrong(f"your function raised {describe(raised[0])}") from raised[0]
-    if thread.is_alive():
+    if thread.is_alive() and late is not None:
+        if late.outcome != "wrong":
+            raise MeasurementFailed(late.reason)
         raise Wrong(
             "it has not returned, and the queue is empty: accept waits for a connection that nobody will make. Let it "
             "not block"
@@ -279,6 +293,10 @@ def _judge_retire(retire: Callable[..., Any]) -> str:
             )
         if fates["answered"] < len(clients):
             told = ", ".join(f"{count} {fate}" for fate, count in fates.items())
+            if answered >= len(clients):
+                raise MeasurementFailed(
+                    f"all were handed to `answer`, and of the responses did not arrive in time: {told}"
+                )
             raise Wrong(f"of {len(clients)} clients in the queue: {told}. Hand each connection to `answer`")
         _run(retire, stack.enter_context(_open(lab)), answer)
     return f"{len(clients)} clients waited for the shard that retired, all are answered, none is reset."
