@@ -21,14 +21,15 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.grading import describe
-from labkit.learn.judging import serving
+from labkit.learn.grading import Deadline, describe
+from labkit.learn.judging import serving, wait_until
 from labkit.servers import HttpServer, Request, Response
 
 RTT_MS = 5
 PORT = 8080
 WAIT_S = 5.0
-MEET_S = 0.3  # how long the bank waits for the other copy of a payment
+TRANSFER_S = 12.0  # for what has to come over the wire: longer than any handler may take
+MEET_S = 1.0  # how long the bank waits for the other copy of a payment
 
 KEY, OTHER_KEY = "8e03978e-40d5-43e8-bc93-6894a57f9324", "1f0d3b62-1c6e-4f0e-9a52-5f6f7f0a8f11"
 ORDER, OTHER_ORDER = b'{"card": "4242", "cents": 1999}', b'{"card": "4242", "cents": 9900}'
@@ -44,6 +45,7 @@ class _Shop:
         self.path = folder / "payments.db"
         self.raised: list[BaseException] = []
         self.answered: list[Response] = []
+        self._inside: list[Deadline] = []  # of the handlers that have not returned
         with self.open() as database:
             database.executescript(
                 "CREATE TABLE charges (id INTEGER PRIMARY KEY, body BLOB);"
@@ -62,6 +64,8 @@ class _Shop:
 
     def call(self, handle: Handle, request: Request, charge: Charge) -> Response:
         """The learner's handler; what it raises, or returns instead of a response, is kept."""
+        deadline = Deadline(2 * WAIT_S, os.getpid())  # it may wait for a lock once
+        self._inside.append(deadline)
         try:
             with self.open() as database:
                 response = handle(request, database, charge)
@@ -70,6 +74,8 @@ class _Shop:
         except BaseException as exc:
             self.raised.append(exc)
             raise
+        finally:
+            self._inside.remove(deadline)
         self.answered.append(response)
         return response
 
@@ -78,13 +84,22 @@ class _Shop:
             exc = self.raised[0]
             raise exc if isinstance(exc, Wrong) else Wrong(f"your handler raised {describe(exc)}") from exc
 
+    def check_returns(self) -> None:
+        """Raises Wrong where a handler does not return, MeasurementFailed where that may be the machine's fault."""
+        for deadline in list(self._inside):
+            if (late := deadline.overdue()) is not None:
+                if late.outcome != "wrong":
+                    raise MeasurementFailed(late.reason)
+                raise Wrong(f"your handler did not return within {deadline.seconds:g} s")
+
     def wait_until_answered(self, count: int) -> None:
         """Until the handler has returned so often, or raised."""
-        deadline = time.monotonic() + WAIT_S
-        while len(self.answered) < count and not self.raised:
-            if time.monotonic() > deadline:
-                raise Wrong(f"your handler did not return within {WAIT_S:g} s")
-            time.sleep(0.002)
+
+        def answered() -> bool:
+            self.check_returns()
+            return len(self.answered) >= count or bool(self.raised)
+
+        wait_until(answered, TRANSFER_S)
 
 
 def _charge(database: sqlite3.Connection, body: bytes) -> bytes:
@@ -101,16 +116,21 @@ def _headers(key: str | None) -> dict[str, str]:
     return {"Content-Type": "application/json", **({} if key is None else {"Idempotency-Key": f'"{key}"'})}
 
 
-def _post(lab: Lab, key: str | None, body: bytes) -> tuple[int, bytes]:
-    """One request over a connection of its own."""
+def _post(lab: Lab, shop: _Shop, key: str | None, body: bytes) -> tuple[int, bytes]:
+    """One request over a connection of its own. Raises Wrong where the handler does not let it have a response."""
     with lab.client:
-        client = http.client.HTTPConnection("server.lab", PORT, timeout=WAIT_S)
+        client = http.client.HTTPConnection("server.lab", PORT, timeout=TRANSFER_S)
         with contextlib.closing(client):
             try:
                 client.request("POST", "/charges", body, _headers(key))
                 response = client.getresponse()
                 return response.status, response.read()
+            except TimeoutError as exc:
+                shop.check_raised()
+                shop.check_returns()
+                raise MeasurementFailed(f"the client got no response within {TRANSFER_S:g} s") from exc
             except (OSError, http.client.HTTPException) as exc:
+                shop.check_raised()
                 raise Wrong(f"the client got no response: {describe(exc)}") from exc
 
 
@@ -138,13 +158,13 @@ def _judge_handle(handle: Handle) -> str:
             return HttpServer(lab.server, lambda request: shop.call(fresh, request, _charge), port=PORT)
 
         def ask(key: str | None, body: bytes) -> tuple[int, bytes]:
-            status, said = _post(lab, key, body)
+            status, said = _post(lab, shop, key, body)
             shop.check_raised()
             return status, said
 
         with server():
             with lab.wire.drop(source="server", payload=True), lab.client:
-                with socket.create_connection(("server.lab", PORT), timeout=WAIT_S) as client:
+                with socket.create_connection(("server.lab", PORT), timeout=TRANSFER_S) as client:
                     client.sendall(_as_bytes(KEY, ORDER))
                     shop.wait_until_answered(1)
                     lab.wire.settle()  # the response has been lost
@@ -288,7 +308,7 @@ HANDLE = Exercise(
         ),
     ),
     judge=_judge_handle,
-    deadline_s=15.0,
+    deadline_s=30.0,
 )
 
 
@@ -305,16 +325,19 @@ def _two_at_once(shop: _Shop, handle: Handle) -> list[tuple[int, bytes]]:
         return _charge(database, body)
 
     def serve(request: Request) -> Response:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            door.wait(WAIT_S)
+        try:
+            door.wait(TRANSFER_S)
+        except threading.BrokenBarrierError:
+            apart.append(True)
         return shop.call(handle, request, charge)
 
+    apart: list[bool] = []
     said: list[tuple[int, bytes]] = []
     failed: list[BaseException] = []
 
     def client(lab: Lab) -> None:
         try:
-            said.append(_post(lab, KEY, ORDER))
+            said.append(_post(lab, shop, KEY, ORDER))
         except BaseException as exc:
             failed.append(exc)
 
@@ -323,15 +346,22 @@ def _two_at_once(shop: _Shop, handle: Handle) -> list[tuple[int, bytes]]:
         for thread in clients:
             thread.start()
         for thread in clients:
-            thread.join(2 * WAIT_S)
+            thread.join(2 * TRANSFER_S)
     shop.check_raised()
     if failed:
         raise failed[0]
+    shop.check_returns()
+    if apart or len(said) < 2:
+        raise MeasurementFailed("the two copies did not come to the server at the same time: the machine is busy")
     return said
 
 
 def _killed_in_between(shop: _Shop, handle: Handle, request: Request) -> bool:
-    """Run the handler in a process that dies as soon as the row of the charge is written. Whether it came so far."""
+    """Run the handler in a process that dies as soon as the row of the charge is written. Whether it came so far.
+
+    Raises:
+        MeasurementFailed: it came nowhere in time, though it did before.
+    """
 
     def charge(database: sqlite3.Connection, body: bytes) -> bytes:
         _charge(database, body)
@@ -342,11 +372,13 @@ def _killed_in_between(shop: _Shop, handle: Handle, request: Request) -> bool:
     if not child:
         try:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
+            signal.setitimer(signal.ITIMER_REAL, 2 * WAIT_S)
             shop.call(handle, request, charge)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        raise MeasurementFailed(f"a first payment did not end within {2 * WAIT_S:g} s: the machine is busy")
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
@@ -487,7 +519,7 @@ AT_ONCE = Exercise(
         ),
     ),
     judge=_judge_at_once,
-    deadline_s=25.0,
+    deadline_s=45.0,
 )
 
 EXERCISES = (HANDLE, AT_ONCE)
@@ -563,27 +595,31 @@ def _serve_once(listener: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 9\r\n\r\ncharge 1\n")
         reset = select.poll()
         reset.register(connection, 0)  # only what is always told: an error, the end of both directions
-        reset.poll(WAIT_S * 1000)
+        reset.poll(TRANSFER_S * 1000)
 
 
 def _given_up(lab: Lab) -> Captured:
     """A payment whose response is lost. The client gives up, and later the response comes after all."""
 
     def until(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + TRANSFER_S
         while not condition():
             if time.monotonic() > deadline:
                 raise MeasurementFailed("the response was not lost, or not sent again: try again")
             time.sleep(0.005)
 
-    with lab.capture() as capture, serving(lab.server, _serve_once, port=PORT), lab.client:
+    with (
+        lab.capture() as capture,
+        serving(lab.server, _serve_once, port=PORT),
+        lab.client,
+        lab.wire.delay(0, source="client", tcp_flags="R") as reset,  # counts; the copy may come at any moment
+    ):
         with lab.wire.drop(source="server", payload=True) as lost:
-            with socket.create_connection(("server.lab", PORT), timeout=WAIT_S) as client:
+            with socket.create_connection(("server.lab", PORT), timeout=TRANSFER_S) as client:
                 client.sendall(_as_bytes(KEY, ORDER))
                 until(lambda: lost.acted > 0)
             lab.wire.settle()
-        with lab.wire.delay(0, source="client", tcp_flags="R") as reset:
-            until(lambda: reset.matched > 0)
+        until(lambda: reset.matched > 0)
     return capture
 
 
