@@ -277,7 +277,7 @@ def test_a_forked_child_cannot_end_its_parents_lab(lab: Lab) -> None:
 # Interrupts.
 
 INTERRUPTED = """
-import faulthandler, gc, os, signal, socket, sys, threading
+import faulthandler, gc, os, signal, socket, sys, threading, time
 faulthandler.dump_traceback_later(60, exit=True)
 from labkit import Lab, LabClosed
 from labkit.network import sockets
@@ -336,13 +336,18 @@ try:
 except (LabClosed, AttributeError):
     print("closed", flush=True)
 lab = None
-gc.collect()
 with Lab(rtt_ms=0, name="the lab") as last:
     last.client.run(["true"]).check()
-for thread in threading.enumerate():
-    if thread is not threading.main_thread():
-        thread.join(5)
-print("done", os.listdir(sys.argv[2]), [thread.name for thread in threading.enumerate()], flush=True)
+# A lab that nobody closed ends with a collection at which no thread of its captures looks into the ring: that thread
+# holds its capture, and the lab behind it, for this moment. An interrupted start() leaves its thread in the list for ever.
+deadline = time.monotonic() + 30
+while True:
+    gc.collect()
+    left = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and thread.ident]
+    if not left or time.monotonic() > deadline:
+        break
+    left[0].join(0.2)
+print("done", os.listdir(sys.argv[2]), [thread.name for thread in left], flush=True)
 """
 
 
@@ -368,9 +373,9 @@ def test_interrupts_at_any_point(python: Start, tmp_path: Path, group: bool) -> 
         process.stdin.flush()
     out, err = process.communicate(timeout=60)
     assert out.splitlines()[0] in ("usable", "closed"), err
-    assert out.splitlines()[-1] == "done [] ['MainThread']", out + err
+    assert out.splitlines()[-1] == "done [] []", out + err
     assert process.returncode == 0, err
-    assert "Traceback" not in err or "Exception ignored in" in err, err
+    assert "Traceback" not in err or "Exception ignored" in err, err
 
 
 def test_nothing_of_all_this_is_left() -> None:
