@@ -339,7 +339,7 @@ lab = None
 with Lab(rtt_ms=0, name="the lab") as last:
     last.client.run(["true"]).check()
 # A lab that nobody closed ends with a collection at which no thread of its captures looks into the ring: that thread
-# holds its capture, and the lab behind it, for this moment. An interrupted start() leaves its thread in the list for ever.
+# holds its capture, and the lab behind it, for that moment. An interrupted start() leaves its thread listed for ever.
 deadline = time.monotonic() + 30
 while True:
     gc.collect()
