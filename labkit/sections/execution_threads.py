@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import select
 import socket
 import threading
 import time
@@ -15,8 +17,8 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
-from labkit.learn.grading import describe
-from labkit.learn.judging import running, wait_until
+from labkit.learn.grading import Deadline, describe
+from labkit.learn.judging import running
 from labkit.load.server_process import ServerProcess
 from labkit.load.workload import WAIT_S
 from labkit.plots import Picture, style
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 PORT, BACKEND = 8080, 9000
 RTT_MS = 10
 PATIENCE_S = 8.0
+SOON_S, LOOK_S = 2.0, 0.02  # what needs no wait of a program has come by then, unless the machine is busy
 
 
 class Backend:
@@ -228,16 +231,47 @@ class _Backends:
         with self._lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
-        self.go_on.wait(PATIENCE_S)
+        self.go_on.wait()  # at the latest the end of the process ends it
         with self._lock:
             self.inside -= 1
 
 
-def _status(client: socket.socket, seconds: float) -> str:
-    """Of the response: "200", "503", …; "no answer" where none came in time or the connection ended without one."""
-    client.settimeout(seconds)
+def _in_time(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether it happens in so many seconds in which no thread of this process has to wait for a CPU.
+
+    Raises:
+        MeasurementFailed: it has not happened, and they have to wait most of the time.
+    """
+    deadline = Deadline(seconds, os.getpid())
+    while not condition():
+        time.sleep(LOOK_S)
+        late = deadline.overdue()
+        if late is not None and not condition():
+            if late.outcome != "wrong":
+                raise MeasurementFailed(late.reason)
+            return False
+    return True
+
+
+def _status(lab: Lab, client: socket.socket, seconds: float = SOON_S) -> str:
+    """Of the response: "200", "503", …; "no answer" where none comes or the connection ended without one.
+
+    Raises:
+        MeasurementFailed: none came in time, because the machine is busy.
+    """
+
+    def there() -> bool:
+        return bool(select.select([client], [], [], 0)[0])
+
+    if not lab.wire.settle():  # the request has arrived
+        raise MeasurementFailed("a request is still under way: the machine is busy")
+    # A response that has left by now is on the wire, or here.
+    if not _in_time(there, seconds) and lab.wire.settle() and not there():
+        return "no answer"
     try:
         line = client.recv(4096).split(b"\r\n")[0].split()
+    except TimeoutError:
+        raise MeasurementFailed(f"a response did not arrive in {PATIENCE_S:g} s: the machine is busy") from None
     except OSError:
         line = []
     return line[1].decode("latin-1") if len(line) > 1 else "no answer"
@@ -259,27 +293,25 @@ def _judge_bulkhead(serve: Callable[..., Any]) -> str:
         prices = []
         for number in range(1, CLIENTS + 1):
             prices.append(call(b"/prices"))
-            if number <= PLACES:
-                with contextlib.suppress(MeasurementFailed):
-                    wait_until(lambda wanted=number: backends.inside >= wanted, 2.0)  # type: ignore[misc]
-                if backends.inside < number:
-                    raise Wrong(
-                        f"{number} clients asked for /prices, and {backends.inside} of their requests were in "
-                        f'`ask("prices")` at the same time: {PLACES} may be, and nobody else was there'
-                    )
-        health = _status(call(b"/health"), 1.5)
+            lab.wire.settle()
+            if number <= PLACES and not _in_time(lambda wanted=number: backends.inside >= wanted, SOON_S):  # type: ignore[misc]
+                raise Wrong(
+                    f"{number} clients asked for /prices, and {backends.inside} of their requests were in "
+                    f'`ask("prices")` at the same time: {PLACES} may be, and nobody else was there'
+                )
+        health = _status(lab, call(b"/health"))
         if health != "200":
             raise Wrong(
                 f'while `ask("prices")` hung, /health got {health}. It asks nobody: keep something free for it, '
                 "however many ask for /prices"
             )
-        orders = _status(call(b"/orders"), 1.5)
+        orders = _status(lab, call(b"/orders"))
         if orders != "200":
             raise Wrong(
                 f'while `ask("prices")` hung, /orders got {orders}, and nobody was in `ask("orders")`: each backend '
                 "needs places of its own"
             )
-        refused = [_status(client, 0.7) for client in prices[PLACES:]]
+        refused = [_status(lab, client) for client in prices[PLACES:]]
         if backends.most > PLACES:
             raise Wrong(
                 f'{backends.most} requests were in `ask("prices")` at the same time: {PLACES} may be. A thousand '
@@ -291,15 +323,17 @@ def _judge_bulkhead(serve: Callable[..., Any]) -> str:
                 "refuse them at once with 503, do not let them wait"
             )
         backends.go_on.set()
-        served = [_status(client, PATIENCE_S / 2) for client in prices[:PLACES]]
+        served = [_status(lab, client) for client in prices[:PLACES]]
         if set(served) != {"200"}:
             raise Wrong(f"`ask` has returned, and who waited for it got {' and '.join(served)}: respond with 200")
-        for _ in range(5):  # a place may be given back a moment after the response
-            if (again := _status(call(b"/prices"), PATIENCE_S / 2)) == "200":
-                break
-            time.sleep(0.1)
-        else:
-            raise Wrong(f"`ask` works again, and /prices got {again}: is each place given back?")
+        again: list[str] = []
+
+        def given_back() -> bool:  # a moment after the response
+            again.append(_status(lab, call(b"/prices")))
+            return again[-1] == "200"
+
+        if not _in_time(given_back, SOON_S):
+            raise Wrong(f"`ask` works again, and /prices got {again[-1]}: is each place given back?")
     return f"{PLACES} requests hung, 2 were refused at once, and /orders and /health did not notice."
 
 
@@ -403,9 +437,10 @@ class _Store:
 
 
 def _judge_counter(handle: Callable[..., Any]) -> str:
-    store, lock, together = _Store(), threading.Lock(), threading.Barrier(THREADS)
+    store, lock, together = _Store(), threading.Lock(), threading.Event()
     raised: list[BaseException] = []
     asked: list[int] = []
+    late: list[MeasurementFailed] = []
     alone = SimpleNamespace(most=0, inside=0)
     guard = threading.Lock()
 
@@ -414,8 +449,13 @@ def _judge_counter(handle: Callable[..., Any]) -> str:
         with guard:
             alone.inside += 1
             alone.most = max(alone.most, alone.inside)
-        with contextlib.suppress(threading.BrokenBarrierError):
-            together.wait(1.5)  # all of them have to be here at the same time
+            if alone.inside == THREADS:
+                together.set()
+        try:
+            _in_time(together.is_set, SOON_S)  # all of them have to be here at the same time
+        except MeasurementFailed as exc:
+            late.append(exc)
+        together.set()  # or they cannot be: nobody else has to wait for it
         with guard:
             alone.inside -= 1
 
@@ -428,11 +468,12 @@ def _judge_counter(handle: Callable[..., Any]) -> str:
     threads = [threading.Thread(target=run, daemon=True) for _ in range(THREADS)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
+    came_back = _in_time(lambda: not any(thread.is_alive() for thread in threads), PATIENCE_S)
+    if late:
+        raise late[0]
     if raised:
         raise Wrong(f"your function raised {describe(raised[0])}") from raised[0]
-    if any(thread.is_alive() for thread in threads):
+    if not came_back:
         raise Wrong("a thread did not come back: is the lock given back on every way, and taken once?")
     if len(asked) != THREADS:
         raise Wrong(f"{THREADS} requests, and `ask` was called {len(asked)} times: each request asks once")
