@@ -34,6 +34,9 @@ KEYS = [
 ]
 
 
+pytestmark = pytest.mark.alone
+
+
 @pytest.fixture(scope="module")
 def figures(require_program: Callable[[str], str]) -> Any:
     require_program("wrk")
@@ -49,11 +52,8 @@ def test_every_figure_is_there_and_sane(figures: dict[str, float]) -> None:
         assert figures[key] >= 0
         if not key.endswith("_dropped"):
             assert figures[key] > 0
-    # Bounds of what can be at all, not of what should be.
+    # Bounds of what can be at all, not of what should be: another unit would be beyond them, a busy machine is not.
     assert 1 <= figures["connect_rtts_p50"] <= figures["connect_rtts_p99"]
-    assert figures["connect_rtts_p50"] < 1.5
-    assert figures["import_ms"] < 10_000
-    assert figures["lab_close_ms"] < 5_000
     assert 5 < figures["rss_mib"] < 1_000
     assert 10 < figures["wire_mbps"] < 1e6
     assert figures["capture_pps"] > 1_000

@@ -46,7 +46,7 @@ def test_race_as_a_table(labkit: Any) -> None:
     assert "round trips of 40 ms" in heading
     # In the order in which they were named.
     assert (first.split()[:2], second.split()[:2]) == (["tls1.3", "3"], ["tcp", "2"])
-    assert int(float(first.split()[2]) + 0.05) == 3
+    assert float(first.split()[2]) >= 3  # by the clock: no less, and on a busy machine more
 
 
 def test_race_as_json(labkit: Any) -> None:

@@ -48,7 +48,9 @@ def above(entry: Any, seconds: float) -> bool:
 
 def test_the_closed_loop_counts_what_the_server_counted(lab: Lab, serve: Serve) -> None:
     server = serve(well)
+    start = time.monotonic()
     told = load(lab.client, lab.server, server.port, clients=4, seconds=0.5, warmup_s=0)
+    took_s = time.monotonic() - start
     assert told.mode == "closed"
     assert told.completed == told.sent == server.counts["requests"] > 4
     assert (told.errors, told.unfinished, told.unsent) == ({}, 0, 0)
@@ -59,33 +61,43 @@ def test_the_closed_loop_counts_what_the_server_counted(lab: Lab, serve: Serve) 
     assert told.percentile_ms(0) <= told.mean_ms <= told.percentile_ms(100)
     assert told.percentile_ms(50, corrected=False) == told.percentile_ms(50)
     assert 0 < told.busy < 1.2
-    assert 0.99 < told.duration_s / 0.5 < 1.5
+    assert 0 < told.duration_s < took_s > 0.5
 
 
 def test_the_warm_up_counts_nowhere(lab: Lab, serve: Serve) -> None:
     server = serve(well)
-    told = load(lab.client, lab.server, server.port, clients=4, seconds=0.2, warmup_s=0.4)
+    told = load(lab.client, lab.server, server.port, clients=4, seconds=1, warmup_s=1)
     assert 0 < told.completed == told.sent < server.counts["requests"]
 
 
 def test_a_rate_is_kept(lab: Lab, serve: Serve) -> None:
-    server = serve(well)
-    told = load(lab.client, lab.server, server.port, rate=300, seconds=1, warmup_s=0.2)
+    came: list[float] = []
+
+    def noting(server: Server, connection: socket.socket) -> None:
+        for _ in requests_on(connection):
+            came.append(time.monotonic())
+            connection.sendall(OK)
+
+    server = serve(noting)
+    start = time.monotonic()
+    # As many clients as requests: however long the machine stalls, each finds a connection free.
+    told = load(lab.client, lab.server, server.port, rate=100, seconds=1, warmup_s=0.2, clients=120)
     assert told.mode == "open"
-    assert (told.sent, told.completed, told.unsent, told.errors) == (300, 300, 0, {})
-    assert server.counts["requests"] == 360
-    assert 0.8 < told.throughput / 300 <= 1.01
+    assert (told.sent, told.completed, told.unsent, told.errors) == (100, 100, 0, {})
+    assert 100 <= len(came) <= 120  # what the warm-up could not send before its end is not sent
+    assert all(moment - start >= number / 100 for number, moment in enumerate(sorted(came)))  # none before it is due
 
 
 def test_an_address_does_for_a_host(lab: Lab, serve: Serve) -> None:
     server = serve(well)
-    told = load(lab.client, lab.server.ip, server.port, rate=50, seconds=0.2)
+    told = load(lab.client, lab.server.ip, server.port, rate=50, seconds=0.2, warmup_s=0)
     assert (told.completed, told.source, told.target) == (10, "client", lab.server.ip)
 
 
 def test_a_connection_for_each_request(lab: Lab, serve: Serve) -> None:
     server = serve(well)
-    told = load(lab.client, lab.server, server.port, rate=200, seconds=0.5, warmup_s=0, new_connections=True)
+    often = {"rate": 200, "seconds": 0.5, "warmup_s": 0, "clients": 100}
+    told = load(lab.client, lab.server, server.port, new_connections=True, **often)
     assert told.completed == 100 == server.counts["connections"] == server.counts["requests"]
 
     def closing(server: Server, connection: socket.socket) -> None:
@@ -96,7 +108,7 @@ def test_a_connection_for_each_request(lab: Lab, serve: Serve) -> None:
     for new_connections in (True, False):  # a server that closes makes them new in any case
         server = serve(closing)
         told = load(
-            lab.client, lab.server, server.port, clients=4, seconds=0.3, warmup_s=0, new_connections=new_connections
+            lab.client, lab.server, server.port, clients=4, seconds=1, warmup_s=0, new_connections=new_connections
         )
         assert told.errors == {}
         assert told.completed == server.counts["requests"] > 4
@@ -172,14 +184,15 @@ def test_a_stall_counts_for_all_that_were_due_meanwhile(lab: Lab, serve: Serve) 
 
     server = serve(stalls_once)
     told = load(lab.server, lab.server, server.port, clients=2, rate=rate, seconds=2)
-    assert (told.completed, told.errors, told.unsent) == (2 * rate, {}, 0)
+    assert (told.completed, told.errors) == (told.sent, {})
+    assert told.sent + told.unsent == 2 * rate
     corrected, from_send = told.latencies(), told.latencies(corrected=False)
-    assert from_send.get_total_count() == 2 * rate
+    assert from_send.get_total_count() == told.sent
     assert told.percentile_ms(100) >= told.percentile_ms(100, corrected=False) >= 0.99 * stall_s * 1000
     # Two thirds of those that were due during the stall waited for a third of it at least; two were out.
     assert slow(corrected, stall_s / 3) >= rate * stall_s * 2 / 3 * 0.9
-    assert slow(corrected, stall_s / 3) > 10 * slow(from_send, stall_s / 3)
-    assert told.percentile_ms(99) > 5 * told.percentile_ms(99, corrected=False)
+    # Slow for their wait alone: all of these but those that were out, two in this stall and in each of the machine's.
+    assert slow(corrected, stall_s / 3) - slow(from_send, stall_s / 3) >= rate * stall_s * 2 / 3 * 0.6
 
 
 def test_what_is_due_and_finds_no_connection_is_not_forgotten(lab: Lab, serve: Serve) -> None:
@@ -193,11 +206,12 @@ def test_what_is_due_and_finds_no_connection_is_not_forgotten(lab: Lab, serve: S
     assert told.sent + told.unsent == 250
     assert told.sent == told.completed
     assert told.unsent > told.sent > 1
-    assert told.percentile_ms(100) > 3 * told.percentile_ms(50, corrected=False)
+    # One after the other, each took 20 ms at least and was due 2 ms after the one before.
+    assert told.percentile_ms(100) >= 0.99 * (20 * told.sent - 2 * (told.sent - 1))
     assert f"{told.unsent} unsent" in repr(told)
     warm = load(lab.client, lab.server, server.port, clients=1, rate=500, seconds=0.5, warmup_s=0.5)
     assert warm.sent + warm.unsent == 250
-    assert 0.5 < warm.sent / told.sent < 2  # the warm-up's backlog is not worked off in the time that counts
+    assert warm.unsent > warm.sent > 1  # the warm-up's backlog, 5 s of it, is not worked off in the time that counts
 
 
 # What goes wrong on the other side.
@@ -233,7 +247,7 @@ def test_answers_that_are_none(
     lab: Lab, serve: Serve, handler: Callable[[Server, socket.socket], None], kind: str
 ) -> None:
     server = serve(handler)
-    told = load(lab.client, lab.server, server.port, clients=3, seconds=0.3, warmup_s=0)
+    told = load(lab.client, lab.server, server.port, clients=3, seconds=1, warmup_s=0)
     assert told.errors == {kind: server.counts["requests"]}
     assert told.sent == server.counts["requests"] > 3
     assert (told.completed, told.throughput) == (0, 0)
@@ -242,13 +256,13 @@ def test_answers_that_are_none(
 
 
 def test_a_refused_port_is_counted_and_does_not_spin(lab: Lab) -> None:
-    told = load(lab.client, lab.server, 9, clients=2, seconds=0.5, warmup_s=0)
+    told = load(lab.client, lab.server, 9, clients=2, seconds=1, warmup_s=0)
     assert told.errors == {"refused": told.sent}
-    assert 2 < told.sent <= 2 * (0.5 / 0.01 + 2)
-    told = load(lab.client, lab.server, 9, clients=2, seconds=0.5, warmup_s=0, rate=100)
+    assert 2 < told.sent <= 2 * (1 / 0.01 + 2)
+    told = load(lab.client, lab.server, 9, clients=50, seconds=0.5, warmup_s=0, rate=100)
     assert told.errors == {"refused": 50}
     assert told.sent == 50
-    told = load(lab.client, lab.server, 9, clients=2, seconds=0.2, rate=200, new_connections=True)
+    told = load(lab.client, lab.server, 9, clients=40, seconds=0.2, warmup_s=0, rate=200, new_connections=True)
     assert told.errors == {"refused": 40}
 
 
@@ -257,17 +271,18 @@ def test_no_way_to_the_server(lab: Lab) -> None:
     assert list(told.errors) == ["ENETUNREACH"]
 
 
-def test_a_server_that_never_answers(lab: Lab, serve: Serve) -> None:
+def test_a_server_that_never_answers(lab: Lab, serve: Serve, until: Callable[..., None]) -> None:
     def silent(server: Server, connection: socket.socket) -> None:
         for _ in requests_on(connection):
             server.count("requests")
 
     server = serve(silent)
-    told = load(lab.client, lab.server, server.port, clients=3, seconds=0.5, warmup_s=0, timeout_s=0.15)
+    told = load(lab.client, lab.server, server.port, clients=3, seconds=1.5, warmup_s=0, timeout_s=0.15)
     assert set(told.errors) == {"timeout"}
     assert told.completed == 0
-    assert told.sent == told.errors["timeout"] + told.unfinished == server.counts["requests"] > 3
-    assert server.counts["connections"] - told.sent in range(4)  # each was replaced
+    assert told.sent == told.errors["timeout"] + told.unfinished > 3
+    until(lambda: server.counts["requests"] > 3)  # its connections were replaced
+    assert server.counts["requests"] <= told.sent
     server = serve(silent)
     told = load(lab.client, lab.server, server.port, clients=3, seconds=0.1, warmup_s=0)
     assert (told.errors, told.sent, told.unfinished) == ({}, 3, 3)
@@ -370,7 +385,8 @@ def test_an_interrupt_leaves_nothing(lab: Lab, serve: Serve, processes_of: Calla
 @pytest.mark.parametrize("rate", [None, 100])
 def test_data_and_back(lab: Lab, serve: Serve, rate: float | None) -> None:
     server = serve(well)
-    told = load(lab.client, lab.server, server.port, rate=rate, seconds=0.2, requests=[(DEFAULT, 1), (request("/"), 2)])
+    kinds = [(DEFAULT, 1), (request("/"), 2)]
+    told = load(lab.client, lab.server, server.port, rate=rate, seconds=0.2, warmup_s=0, requests=kinds)
     data = json.loads(json.dumps(told.as_data()))
     assert Load.of_data(data) == told
     assert told.tier == lab.tier
@@ -384,7 +400,7 @@ def test_data_and_back(lab: Lab, serve: Serve, rate: float | None) -> None:
 
 def test_it_reads_well(lab: Lab, serve: Serve) -> None:
     server = serve(well)
-    told = load(lab.client, lab.server, server.port, clients=1, seconds=0.2)
+    told = load(lab.client, lab.server, server.port, clients=1, seconds=0.2, warmup_s=0)
     first, second = repr(told).splitlines()
     assert f"client → {lab.server.ip}:{server.port}, closed loop, 1 connection," in first
     assert f"{told.throughput:.0f} completed/s, p50 " in first
@@ -397,8 +413,9 @@ def test_it_reads_well(lab: Lab, serve: Serve) -> None:
         told.percentile_ms(101)
 
 
+@pytest.mark.alone
 def test_it_is_about_as_quick_as_wrk(lab: Lab, require_program: Callable[[str], str]) -> None:
-    """On a Python server. `labkit bench` has the figure; this is a bound that holds on a busy machine."""
+    """On a Python server, the best of several rounds in turn. `labkit bench` has the figure; this is a bound."""
     require_program("wrk")
     ours, busy, theirs = beside_wrk(lab.server, LOOP_SERVER, 8001)
     assert theirs is not None

@@ -36,12 +36,12 @@ PATTERNS: list[tuple[Callable[..., Any], tuple[Any, ...], int, str]] = [
 def test_a_pattern_under_load(
     lab: Lab, pattern: Callable[..., Any], args: tuple[Any, ...], listeners: int, who: str
 ) -> None:
-    found = trial(lab.server, pattern, *args, listeners=listeners, clients=8, seconds=0.4, requests=MIX)
+    found = trial(lab.server, pattern, *args, listeners=listeners, clients=8, seconds=0.4, warmup_s=0, requests=MIX)
     assert found.load.errors == {}
-    assert found.load.completed > 8
+    assert found.load.completed > 0
     assert len(found.history.listeners) == listeners
     assert any(times.name.startswith(who) and times.running_s > 0 for times in found.threads)
-    assert found.observed_s >= found.load.duration_s * 0.9
+    assert found.observed_s > found.load.duration_s
     again = Trial.of_data(json.loads(json.dumps(found.as_data())), "recorded, Linux")
     assert again.tier == "recorded, Linux"
     assert again.load.completed == found.load.completed
