@@ -7,7 +7,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from labkit.capture.captured import Captured
@@ -17,12 +17,14 @@ from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.grading import describe
 from labkit.learn.judging import happens, wait_until
+from labkit.network.host import Counters
 from labkit.queues.diag import LISTEN, NETLINK_SOCK_DIAG, ask, request
 from labkit.queues.watch import Watch
 
 PORT = 8080
 RTT_MS = 10
 WAIT_S = 8.0
+TRIES = 5
 SLOW_MS = 100  # for one round trip: whoever takes that for no answer is misled by the machine
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
@@ -76,6 +78,53 @@ def _slowest_ms(capture: Captured) -> float:
         if begins(group[0]) and came_ns:
             waits.append((came_ns - group[0].transit.time_ns) / 1e6)
     return max(waits)
+
+
+# What the experiments need on a busy machine
+
+
+def call_all(lab: Lab, clients: Sequence[socket.socket]) -> None:
+    """Let clients begin to connect at the same moment: all SYNs are on their way before the first one arrives.
+
+    Raises:
+        MeasurementFailed: this process was held up in between.
+    """
+    began = time.monotonic()
+    for client in clients:
+        _call(lab, client)
+    if time.monotonic() - began > lab.rtt_ms / 2000:
+        raise MeasurementFailed(f"{len(clients)} clients did not call at the same moment: is the machine busy?")
+
+
+def check_sent_once(lab: Lab, before: Counters) -> None:
+    """Raises MeasurementFailed where a client's timer has sent a SYN again since its host's counters were read."""
+    if again := (lab.client.counters - before)["TcpExtTCPSynRetrans"]:
+        raise MeasurementFailed(f"{again} SYNs were sent again, after a second: is the machine busy?")
+
+
+def steadily(run: Callable[..., Any], lab: Lab, *args: Any, once: bool = True) -> Any:
+    """Make a run; again where the machine was held up, and the run is not what it should be.
+
+    Args:
+        run: called with the lab and args; raises MeasurementFailed where it was held up.
+        lab, args: for the run.
+        once: whether each SYN has to be sent once only.
+
+    Returns:
+        what the run returns. Raises MeasurementFailed where it was held up each time.
+    """
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(MeasurementFailed):
+            return _run_once(run, lab, *args, once=once)
+    return _run_once(run, lab, *args, once=once)
+
+
+def _run_once(run: Callable[..., Any], lab: Lab, *args: Any, once: bool) -> Any:
+    before = lab.client.counters
+    result = run(lab, *args)
+    if once:
+        check_sent_once(lab, before)
+    return result
 
 
 # Exercise 1

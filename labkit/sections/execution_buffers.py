@@ -22,6 +22,7 @@ from labkit.lab import Lab
 from labkit.learn import Blank, Exercise, HiddenTrace, Mistake, Option, Question, Quiz, Wrong
 from labkit.learn.grading import describe
 from labkit.learn.judging import happens
+from labkit.queues.history import History
 
 RTT_MS = 10
 PORT = 8080
@@ -69,6 +70,28 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise MeasurementFailed(f"{what} within {WAIT_S:g} s: is the machine busy? Try again")
         time.sleep(LOOK_S)
+
+
+def sampled_well(history: History, capture: Captured) -> bool:
+    """Whether a watch on the client has seen nearly as much in flight as the packets show, and so was not held up."""
+    seen = max((each.unacknowledged.peak for each in history.connections.values()), default=0)
+    return seen > 0.8 * most_in_flight(capture)
+
+
+def most_in_flight(capture: Captured) -> int:
+    """The most bytes that the client had sent and knew no acknowledgment of, by the packets of its connection."""
+    first = next(header.seq for transit in capture.transits if (header := decode(transit.data).tcp))
+    heard, most = [(0, 1)], 0  # when an acknowledgment arrived, and of what
+    for transit in capture.transits:
+        packet = decode(transit.data)
+        if packet.tcp is None:
+            continue
+        if transit.source == "server" and transit.received_ns:
+            heard.append((transit.received_ns, (packet.tcp.ack - first) % 2**32))
+        elif packet.length:
+            known = max(ack for arrived_ns, ack in heard if arrived_ns <= transit.time_ns)
+            most = max(most, (packet.tcp.seq - first) % 2**32 + packet.length - known)
+    return most
 
 
 # Exercise 1
