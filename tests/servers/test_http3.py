@@ -48,7 +48,7 @@ def test_the_handler_is_the_same_as_for_http_1(lab: Lab) -> None:
         return Response(201, (("X-Word", "hi"),), text.encode())
 
     with Http3Server(lab.server, handler, port=0) as server:
-        client = QuicClient(lab.client, server)
+        client = QuicClient(lab.client, server, timeout_s=60)
         fetched = client.fetch("/orders?id=1", "POST", b"x" * 500_000)
         assert fetched.status == 201
         assert fetched.body.startswith(b"POST /orders?id=1 500000 ")
@@ -87,7 +87,8 @@ def test_a_slow_handler_holds_up_nobody_else(lab: Lab) -> None:
 
 def test_large_responses(lab: Lab) -> None:
     with Http3Server(lab.server, lambda _: Response(body=b"x" * 3_000_000), port=0) as server:
-        assert len(QuicClient(lab.client, server).fetch().body) == 3_000_000
+        client = QuicClient(lab.client, server, timeout_s=60)  # aioquic computes for 3 s, and not alone on its CPU
+        assert len(client.fetch().body) == 3_000_000
 
 
 def test_secrets_go_to_the_key_log(lab: Lab) -> None:
@@ -107,18 +108,24 @@ def test_a_chain_too_long_for_the_first_flight_costs_a_round_trip(lab: Lab, key_
     for _ in range(3):
         authority = authority.create_child_ca(key_type=key)
     with Http3Server(lab.server, port=0, certificate=authority.issue_cert("server.lab", key_type=key)) as server:
-        with lab.capture() as capture:
-            assert QuicClient(lab.client, server).fetch().status == 200
-    line = timeline(capture.messages)
+        for _ in range(4):
+            with lab.capture() as capture:
+                assert QuicClient(lab.client, server).fetch().status == 200
+            line = timeline(capture.messages)
+            sent: dict[bool, list[int]] = {True: [], False: []}
+            for packet in line.packets:
+                if packet.from_client and sent[False]:
+                    break
+                sent[packet.from_client].append(packet.payload)
+            # A machine that stalls before the server answers makes the client ask once more, and allow twice as much.
+            if len(sent[True]) == 1:
+                break
+    assert len(sent[True]) == 1
     assert sum(line.whole_rtts().values()) == whole_rtts
-    sent = {True: 0, False: 0}
-    for packet in line.packets:
-        if packet.from_client and sent[False]:
-            break
-        sent[packet.from_client] += packet.payload
+    asked, answered = sum(sent[True]), sum(sent[False])
     # RFC 9000, section 8.1: three times what came, and no more, before the client's address is validated.
-    assert (sent[False] == 3 * sent[True]) == (whole_rtts == 3)
-    assert sent[False] <= 3 * sent[True]
+    assert (answered == 3 * asked) == (whole_rtts == 3)
+    assert answered <= 3 * asked
 
 
 @pytest.mark.parametrize(("single_use_tickets", "purchases"), [(True, 1), (False, 2)])
@@ -139,13 +146,13 @@ def test_a_recorded_first_datagram_sent_again(
         first = next(packet for packet in capture.messages if begins(packet))
         recorded = bytes(first.transit.data)[-first.payload :]
         # As long as the server remembers the connection, the copy is a duplicate of it and nothing else.
-        until(lambda: not server.conversations, 5)
+        until(lambda: not server.conversations)
         with lab.client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as attacker:
             attacker.sendto(recorded, (lab.server.ip, server.port))
-            attacker.settimeout(5)
+            attacker.settimeout(20)
             assert attacker.recv(65536)  # the server goes along: it opens a connection for whoever this is
             if not single_use_tickets:
-                until(lambda: len(sold) == 3, 5)
+                until(lambda: len(sold) == 3)
     assert sold.count("/buy") == purchases
 
 
