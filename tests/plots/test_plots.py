@@ -97,11 +97,15 @@ def test_the_title_of_a_race_is_the_finding(finished: Race) -> None:
             0
         ]
 
-    factor = finished["tls1.2"].measured_rtts / finished["quic-0rtt"].measured_rtts
-    said = f"tls1.2 waits {factor:.1f} times as long for its first byte as quic-0rtt"
-    assert title("tls1.2", "quic-0rtt", "tfo") == said  # of those that say HTTPS
-    assert title("tcp", "tfo").startswith("tcp waits ")
-    assert title("tcp", "quic-0rtt").startswith("tcp waits ")
+    def finding(*names: str) -> str:
+        """By the clock, which a busy machine can turn round."""
+        quick, slow = sorted((finished[name] for name in names), key=lambda measured: measured.measured_rtts)
+        factor = slow.measured_rtts / quick.measured_rtts
+        return f"{slow.name} waits {factor:.1f} times as long for its first byte as {quick.name}"
+
+    assert title("tls1.2", "quic-0rtt", "tfo") == finding("tls1.2", "quic-0rtt")  # of those that say HTTPS
+    assert title("tcp", "tfo") == finding("tcp", "tfo")
+    assert title("tcp", "quic-0rtt") == finding("tcp", "quic-0rtt")
     assert title("tcp") == f"tcp takes {finished['tcp'].measured_rtts:.2f} round trips to the first byte"
 
 

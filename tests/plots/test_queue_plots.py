@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from looking import boxes, look_at, overlaps, texts
 
 from labkit import InvalidValue, Lab, LabClosed
+from labkit.learn.judging import wait_until
 from labkit.load.load import Load
 from labkit.load.trial import Trial
 from labkit.plots import Picture, live, plot_buffers, plot_queues, plot_trials
@@ -59,7 +61,7 @@ def title(picture: Picture) -> str:
 @pytest.fixture(scope="module")
 def filled() -> History:
     with Lab(rtt_ms=10) as lab:
-        return fill(lab.client, lab.server, backlog=4, clients=12, seconds=0.5).history
+        return fill(lab.client, lab.server, backlog=4, clients=12, seconds=2).history
 
 
 def test_queues_that_were_filled(filled: History) -> None:
@@ -198,7 +200,8 @@ def slow_reader() -> tuple[History, History]:
             with sender, reader:
                 thread = threading.Thread(target=sender.sendall, args=[bytes(1 << 20)])
                 thread.start()
-                time.sleep(0.8)
+                wait_until(lambda: any(c.send_window.last == 0 for c in there.so_far().connections.values()))
+                time.sleep(0.5)  # for so long, or longer, it is closed
                 left = 1 << 20
                 while left:
                     left -= len(reader.recv(1 << 16))
@@ -220,7 +223,9 @@ def test_buffers_of_a_slow_reader(slow_reader: tuple[History, History]) -> None:
     assert f"Connection of {client}" in picture.alt
     assert f"unread, at the receiver {unread:.0f} KiB" in picture.alt
     assert f"not sent yet {seen.unsent.peak / 1024:.0f} KiB" in picture.alt
-    assert title(picture).startswith("The receiver’s window was closed for 0.")
+    assert title(picture).startswith("The receiver’s window was closed for ")
+    (closed_s,) = re.findall(r", closed for (\d+\.\d\d) s", picture.alt)
+    assert float(closed_s) >= 0.4
     alone = plot_buffers(sender)
     look_at(alone)
     assert list(areas(alone)) == ["sent, not acknowledged", "not sent yet", "window closed"]
