@@ -21,8 +21,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # the learner's progress. Kernels and programs inherit these variables.
 HOME = "LABKIT_TESTS_HOME"  # one for all processes of a run: matplotlib looks through the machine's fonts once
 if HOME not in os.environ:
-    _home = tempfile.TemporaryDirectory(prefix="labkit-home-", ignore_cleanup_errors=True)
-    os.environ.update({HOME: _home.name, "HOME": _home.name})
+    _home = tempfile.TemporaryDirectory(prefix="book-", ignore_cleanup_errors=True)
+    # Tests find their processes by the names of their folders, which another suite beside this one must not share.
+    os.environ.update({HOME: _home.name, "HOME": _home.name, "PYTEST_DEBUG_TEMPROOT": _home.name})
     for _name in [name for name in os.environ if name.startswith(("XDG_", "JUPYTER", "IPYTHON", "MPL", "MATPLOTLIB"))]:
         del os.environ[_name]
 _progress = tempfile.TemporaryDirectory(prefix="progress-", dir=os.environ[HOME])  # tests run side by side

@@ -236,7 +236,7 @@ def test_a_capture_ends_where_the_wire_was_quiet(until: Callable[..., None]) -> 
 
         def chatter() -> None:
             nonlocal sent
-            while not stop.wait(0.002):
+            while not stop.wait(0.02):  # the wire is quiet in between, also where something else keeps it waiting
                 sock.send(b"x" * 10)
                 sent += 1
 
