@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import shutil
 import signal
 import tempfile
 from collections import Counter
@@ -20,14 +22,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The user's home may be read-only, and what lies in it is none of the tests' business: settings of programs, and
 # the learner's progress. Kernels and programs inherit these variables.
 HOME = "LABKIT_TESTS_HOME"  # one for all processes of a run: matplotlib looks through the machine's fonts once
+
+
+def _remove(folder: str, pid: int) -> None:
+    if os.getpid() == pid:  # and not a child that a test has forked
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 if HOME not in os.environ:
-    _home = tempfile.TemporaryDirectory(prefix="book-", ignore_cleanup_errors=True)
+    _home = tempfile.mkdtemp(prefix="book-")
+    atexit.register(_remove, _home, os.getpid())
     # Tests find their processes by the names of their folders, which another suite beside this one must not share.
-    os.environ.update({HOME: _home.name, "HOME": _home.name, "PYTEST_DEBUG_TEMPROOT": _home.name})
+    os.environ.update({HOME: _home, "HOME": _home, "PYTEST_DEBUG_TEMPROOT": _home})
     for _name in [name for name in os.environ if name.startswith(("XDG_", "JUPYTER", "IPYTHON", "MPL", "MATPLOTLIB"))]:
         del os.environ[_name]
-_progress = tempfile.TemporaryDirectory(prefix="progress-", dir=os.environ[HOME])  # tests run side by side
-os.environ["LABKIT_HOME"] = _progress.name
+os.environ["LABKIT_HOME"] = tempfile.mkdtemp(prefix="progress-", dir=os.environ[HOME])  # tests run side by side
 _alone = Path(os.environ[HOME], "alone")
 
 # Files whose tests take long and have nothing to share. Of all others one process runs the whole file: the cells of a

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable
@@ -243,9 +242,6 @@ def fork(work: Callable[[], None]) -> int:
         try:
             work()
             gc.collect()
-            for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-                if isinstance((finalizer.peek() or [None])[0], tempfile.TemporaryDirectory):
-                    finalizer.atexit = False  # of this run of the tests, which goes on
             weakref.finalize._exitfunc()  # type: ignore[attr-defined]  # what atexit calls
             os._exit(0)
         except BaseException:
