@@ -417,7 +417,10 @@ def test_it_reads_well(lab: Lab, serve: Serve) -> None:
 def test_it_is_about_as_quick_as_wrk(lab: Lab, require_program: Callable[[str], str]) -> None:
     """On a Python server, the best of several rounds in turn. `labkit bench` has the figure; this is a bound."""
     require_program("wrk")
-    ours, busy, theirs = beside_wrk(lab.server, LOOP_SERVER, 8001)
-    assert theirs is not None
-    assert ours / theirs >= 0.6
-    assert 0 < busy < 1.2
+    ratios: list[float] = []
+    while len(ratios) < 4 and max(ratios, default=0) < 0.6:  # who else computes takes more from ours, which is Python
+        ours, busy, theirs = beside_wrk(lab.server, LOOP_SERVER, 8001 + len(ratios))
+        assert theirs is not None
+        assert 0 < busy < 1.2
+        ratios.append(ours / theirs)
+    assert max(ratios) >= 0.6, ratios
