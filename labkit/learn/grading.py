@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from labkit.errors import InvalidValue, LabUnavailable, MeasurementFailed, NotAvailableHere, NotReady
+from labkit.network.process import COLOURED
 from labkit.queues.run_queue import threads_of
 
 Outcome = Literal["right", "wrong", "could not be judged", "not attempted", "not available here"]
@@ -174,6 +175,7 @@ def judge_apart(judge: Callable[[Any], str | None], answer: Any, deadline_s: flo
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        env={name: value for name, value in os.environ.items() if name not in COLOURED},
         pass_fds=[write],
         start_new_session=True,
     )

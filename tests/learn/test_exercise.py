@@ -201,6 +201,15 @@ def test_what_it_prints_is_told_and_no_verdict(double: Exercise) -> None:
     assert len(long.printed) == 2000
 
 
+def test_a_traceback_that_it_prints_has_no_colours(double: Exercise, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook's kernel sets FORCE_COLOR, which Python 3.13 and later obey in a thread's traceback."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    body = "import threading; thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join(); return n"
+    verdict = check(double, f"def double(n):\n    {body}\n")
+    assert "ZeroDivisionError" in verdict.printed
+    assert "\x1b" not in verdict.printed
+
+
 def test_a_variable_that_cannot_be_taken_along(double: Exercise) -> None:
     source = "import threading\nlock = threading.Lock()\ndef double(n):\n    with lock:\n        return 2 * n\n"
     verdict = check(double, source)
