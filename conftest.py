@@ -100,7 +100,9 @@ class LastLine:
     def pytest_sessionfinish(self) -> Iterator[None]:
         yield
         stats = self.reporter.stats
-        counts = [f"{len(stats[kind])} {word}" for kind, word in KINDS.items() if stats.get(kind) or kind == "passed"]
+        counts = [
+            f"{len(stats.get(kind, ()))} {word}" for kind, word in KINDS.items() if stats.get(kind) or kind == "passed"
+        ]
         reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in stats.get("skipped", ()))
         packages = {reason: match[1] for reason in reasons if (match := re.search(r"apt-get install (\S+)", reason))}
         why = [f"{count} want {packages[r]}" if r in packages else f"{count}: {r}" for r, count in reasons.items()]

@@ -79,6 +79,11 @@ def test_what_measures_time_runs_last_and_alone(tmp_path: Path, processes: int) 
     )
 
 
+def test_the_last_line_of_a_run_in_which_nothing_passed(tmp_path: Path) -> None:
+    (tmp_path / "test_none.py").write_text('import pytest\n\ndef test_none():\n    pytest.skip("no luck")\n')
+    assert run_pytest(tmp_path).splitlines()[-1] == "0 passed, 1 left out (1: no luck)"
+
+
 def test_in_the_background_of_a_script_and_without_a_home(tmp_path: Path) -> None:
     (tmp_path / "test_here.py").write_text(HERE)
     said = run_pytest(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))

@@ -95,8 +95,9 @@ def test_random_frames():
         check(dissect(transits, KeyLog()), transits)
 
 
+@pytest.mark.alone
 def test_a_large_capture_takes_no_more_work_for_a_packet(record):
-    """2,000 packets of one connection, encrypted: twice as many take about twice the CPU's time, and not four times."""
+    """2,000 packets of one connection, encrypted: eight times as many take eight times the CPU time, not 64."""
     recording = record("tls13_large")
     transits, secrets = recording.transits, recording.secrets
     assert len(transits) >= 2000
@@ -108,8 +109,8 @@ def test_a_large_capture_takes_no_more_work_for_a_packet(record):
         return time.process_time() - begin_s
 
     whole = len(transits)
-    times = [(cpu_s(whole // 2), cpu_s(whole)) for _ in range(4)]  # side by side, on a machine that may be busy
-    assert min(all_s for _, all_s in times) < 3 * min(half_s for half_s, _ in times)
+    times = [(cpu_s(whole // 8), cpu_s(whole)) for _ in range(4)]  # side by side, on a machine that may be busy
+    assert min(all_s for _, all_s in times) < 20 * min(few_s for few_s, _ in times)
     received = sum(m.length for p in packets for m in p.messages if m.first == p.index and m.level == "application")
     assert received > 2_000_000
 
