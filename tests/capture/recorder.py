@@ -70,9 +70,25 @@ class Recorder:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)  # the most that the kernel gives
         self._socket.bind(("lo", 0))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._wait_for_stamps()
         self._stop, self._stopped = os.pipe()
         self._thread = threading.Thread(target=self._sniff)
         self._thread.start()
+
+    def _wait_for_stamps(self) -> None:
+        """The kernel begins to stamp frames a moment after it was asked; until then a frame says when it was read."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+
+            def stamped() -> bool:
+                sock.sendto(b"", sock.getsockname())  # on loopback it has arrived when this returns
+                sent_ns = time.time_ns()
+                for _ in range(2):  # leaving and arriving
+                    self._take()
+                return all(frame.time_ns <= sent_ns for frame in self.frames[-2:])
+
+            wait_until(stamped)
+        self.frames.clear()
 
     def _sniff(self) -> None:
         while True:
