@@ -239,7 +239,8 @@ class Wire:
                 counts.unaddressed += 1
                 continue
             age = wall - frame.time_ns
-            entered = now - age if 0 < age < 50_000_000 else now  # a clock that was set is not an age
+            # A frame that came after the two clocks were read has a negative age. A clock that was set is not an age.
+            entered = now - age if abs(age) < 50_000_000 else now
             if path.plain and not rules:
                 due = entered + path.delay_ns
                 if due < path.last_due_ns:

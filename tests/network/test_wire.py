@@ -257,6 +257,16 @@ def test_jitter_spreads_the_arrivals(lab: Lab) -> None:
     assert max(ways_ms) - min(ways_ms) > 5
 
 
+def test_nothing_is_faster_than_the_wire() -> None:
+    """Nor a frame that comes while the wire reads others, after it has looked at the clock."""
+    with Lab(rtt_ms=2) as lab, lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, lab.capture() as capture:
+        for _ in range(20_000):
+            sock.sendto(b"x", (lab.server.ip, 9))
+    ways_ns = [t.received_ns - t.sent_ns for t in capture.transits if t.received_ns and t.sent_ns]
+    assert len(ways_ns) > 1000
+    assert min(ways_ns) >= 1_000_000
+
+
 def test_reordered_frames_overtake(lab: Lab) -> None:
     with udp(lab) as (ours, theirs):
         lab.set_link(rtt_ms=3000, reorder=0.2, seed=1)  # all are sent before the first that is held arrives
