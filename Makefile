@@ -5,7 +5,7 @@ help:
 	@echo "make lab    JupyterLab on the first notebook, only for this machine (ARGS=... for JupyterLab)"
 	@echo "make test   lint, types, tests and every notebook (ARGS=... for pytest)"
 	@echo "make env    only the environment, .venv (PYTHON=... chooses the interpreter)"
-	@echo "make lock   requirements.txt from pyproject.toml, by uv (ARGS=--upgrade for newer versions)"
+	@echo "make lock   requirements.txt from both pyproject.toml, by uv (ARGS=--upgrade for newer versions)"
 	@echo "make clean  remove .venv and all caches"
 
 env:
@@ -25,7 +25,7 @@ test: env
 
 lock:
 	@PATH="$$PATH:.venv/bin" uv pip compile --quiet --universal --extra test --annotation-style line \
-	    --custom-compile-command "make lock" --output-file requirements.txt pyproject.toml $(ARGS)
+	    --custom-compile-command "make lock" --output-file requirements.txt pyproject.toml book/pyproject.toml $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

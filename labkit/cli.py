@@ -1,4 +1,4 @@
-"""The command line: the lab for people without a notebook, and what those who write the book need."""
+"""The command line: the lab for people without a notebook."""
 
 from __future__ import annotations
 
@@ -23,14 +23,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         exit status: 0; 1 where something is missing, failed or is not proven; 2 for a wrong command line.
     """
-    options = _parser().parse_args(arguments)
+    return run("labkit", _parser().parse_args(arguments))
+
+
+def run(program: str, options: argparse.Namespace) -> int:
+    """Run a command that was parsed, and say in one line what went wrong.
+
+    Args:
+        program: its name, for the line.
+        options: with ``name``, of the command, and ``command``, the function that takes them.
+
+    Returns:
+        exit status.
+    """
     try:
         return int(options.command(options))
     except (LabError, OSError) as exc:
-        print(f"labkit {options.name}: {exc}", file=sys.stderr)
+        print(f"{program} {options.name}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"labkit {options.name}: interrupted", file=sys.stderr)
+        print(f"{program} {options.name}: interrupted", file=sys.stderr)
         return 130
 
 
@@ -55,22 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     queues.set_defaults(command=_queues)
     bench = commands.add_parser("bench", help="how fast the lab is on this machine")
     bench.set_defaults(command=_bench)
-    book = commands.add_parser("contents", help="the book's contents, and how far you are")
-    book.add_argument("--write", action="store_true", help="write navigation and tables into notebooks and README")
-    book.set_defaults(command=_contents)
-    section = commands.add_parser("new-section", help="begin a section that contents.toml has")
-    section.add_argument("id", help="for instance patterns.polling")
-    section.add_argument("--minutes", type=int, default=20, help="how long it takes a reader (20)")
-    section.set_defaults(command=_new_section)
-    recording = commands.add_parser("record", help="record what machines of a lower tier will show")
-    recording.add_argument("id", nargs="*", help='sections, for instance https.tfo, or "race"; all by default')
-    recording.set_defaults(command=_record)
-    kept = commands.add_parser("progress", help="take your progress to another machine and back")
-    way = kept.add_mutually_exclusive_group()
-    way.add_argument("--export", type=Path, metavar="FILE", help="write a copy of it")
-    way.add_argument("--bring", type=Path, metavar="FILE", help="add what a copy holds")
-    kept.set_defaults(command=_progress)
-    for command in (doctor, race, queues, bench, book):
+    for command in (doctor, race, queues, bench):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -126,48 +123,4 @@ def _bench(options: argparse.Namespace) -> int:
 
     figures = bench()
     print(json.dumps(figures, indent=2) if options.json else as_table(figures))
-    return 0
-
-
-def _contents(options: argparse.Namespace) -> int:
-    from labkit.learn.navigation import write
-    from labkit.learn.new_section import CHECKOUT
-    from labkit.learn.overview import overview
-
-    if options.write:
-        for path in write(overview().book, CHECKOUT):
-            print(f"wrote {path}", file=sys.stderr)
-    print(json.dumps(overview().as_dict(), indent=2) if options.json else overview())
-    return 0
-
-
-def _new_section(options: argparse.Namespace) -> int:
-    from labkit.learn.new_section import new_section
-
-    for path in new_section(options.id, minutes=options.minutes):
-        print(path)
-    return 0
-
-
-def _record(options: argparse.Namespace) -> int:
-    from labkit.learn.new_section import CHECKOUT
-    from labkit.learn.overview import overview
-    from labkit.learn.recording import record
-
-    for path in record(overview().book, CHECKOUT, options.id):
-        print(path)
-    return 0
-
-
-def _progress(options: argparse.Namespace) -> int:
-    from labkit.learn.progress import progress
-
-    kept = progress()
-    if options.export:
-        kept.export(options.export)
-    if options.bring:
-        kept.bring(options.bring)
-    print(kept)
-    if kept.notice:
-        print(kept.notice, file=sys.stderr)
     return 0

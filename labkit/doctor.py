@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from typing import Any
 
 from labkit.errors import LabError
@@ -94,7 +94,7 @@ def doctor() -> Report:
     checks = [_python(), _packages()]
     tier, lab_checks = _lab()
     checks += lab_checks
-    checks += _progress()
+    checks += _others()
     checks += [_program(name, use) for name, use in PROGRAMS.items()]
     return Report(tier, TIERS.get(tier, "no lab can be opened"), tuple(checks))
 
@@ -158,16 +158,9 @@ def _lab() -> tuple[str, list[Check]]:
     return tier, checks
 
 
-def _progress() -> list[Check]:
-    try:
-        from labkit.learn.progress import progress
-    except ImportError:  # the packages are what is missing
-        return []
-    kept = progress()
-    if why := kept.why_not_kept():
-        found = f"cannot be kept in {kept.folder} ({why}): it lasts as long as a notebook's kernel"
-        return [Check("progress", "optional", found, "set LABKIT_HOME to a folder that can be written")]
-    return [Check("progress", "ok", f"kept in {kept.folder}")]
+def _others() -> list[Check]:
+    """What packages that build on labkit say, by the entry points of the group "labkit.doctor"."""
+    return [check for entry in entry_points(group="labkit.doctor") for check in entry.load()()]
 
 
 def _who() -> str:

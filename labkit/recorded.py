@@ -1,11 +1,11 @@
 """Runs that were recorded on a machine with a kernel's network, for machines whose tier cannot make them.
 
 ``lab.live_or_recorded(key, function)`` calls the function where the lab's tier has what it needs. Elsewhere it returns
-what the function returned when the book's recordings were made, by `labkit record`, which runs a notebook with
+what the function returned when the book's recordings were made, by `book record`, which runs a notebook with
 LABKIT_RECORD set. A recorded capture names the kernel and the day in its tier, so every picture of it says so.
 
-A section's recordings are a folder of ``labkit/recordings/``: ``recording.json`` with the values, and a pcapng file for
-each capture, which Wireshark opens with the secrets inside.
+The recordings of a section are a folder of ``book/recordings/``, those of the race one of ``labkit/recordings/``:
+``recording.json`` with the values, and a pcapng file for each capture, which Wireshark opens with the secrets inside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from labkit.capture.pcapng import read_pcapng, write_pcapng
 from labkit.errors import InvalidValue, NotAvailableHere
 from labkit.network.host import Counters
 
-FOLDER = Path(__file__).parent / "recordings"
+OWN = Path(__file__).parent / "recordings"
+FOLDERS = [OWN]  # what builds on labkit puts a folder of its own before it
 INDEX = "recording.json"
 # Results of higher floors that can be recorded, loaded when met: each has ``as_data()`` and ``of_data(data, tier)``.
 RESULTS = {
@@ -51,16 +52,17 @@ def recall(key: str, *, folder: Path | None = None, tier: str = "this one") -> A
 
     Args:
         key: as in ``lab.live_or_recorded``.
-        folder: where the recordings lie, by default those of the book.
+        folder: where the recordings lie; every one of FOLDERS by default.
         tier: of the lab that asks, for the message.
 
     Raises:
         NotAvailableHere: nothing was recorded under it.
     """
     section, name = check_key(key)
-    path = (folder or FOLDER) / section / INDEX
-    index = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"values": {}}
-    if name not in index["values"]:
+    paths = [each / section / INDEX for each in ([folder] if folder else FOLDERS)]
+    path = next((path for path in paths if path.exists()), None)
+    index = json.loads(path.read_text(encoding="utf-8")) if path else {"values": {}}
+    if path is None or name not in index["values"]:
         known = ", ".join(repr(other) for other in index["values"]) or "nothing"
         raise NotAvailableHere(
             f"{name!r} cannot be run on the tier {tier!r} and was not recorded. Recorded for {section} was: {known}. "

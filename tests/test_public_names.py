@@ -15,16 +15,19 @@ from typing import Any
 
 import pytest
 
+import book
 import labkit
 from labkit import errors
 
 HEAVY = {"scapy", "matplotlib", "numpy", "aioquic", "cryptography", "ipywidgets", "OpenSSL", "trustme", "h11", "httpx"}
-MODULES = sorted(info.name for info in pkgutil.walk_packages(labkit.__path__, "labkit."))
+MODULES = sorted(
+    info.name for each in (book, labkit) for info in pkgutil.walk_packages(each.__path__, f"{each.__name__}.")
+)
 PACKAGES = [
+    "book",
     "labkit",
     "labkit.handshakes",
     "labkit.handshakes.clients",
-    "labkit.learn",
     "labkit.plots",
     "labkit.servers",
 ]
@@ -110,7 +113,7 @@ def public_things() -> Iterator[tuple[str, Any]]:
 def test_every_public_name_explains_itself() -> None:
     things = dict(public_things())
     assert len(things) > 100
-    things |= {name: importlib.import_module(name) for name in MODULES if name != "labkit.__main__"}
+    things |= {name: importlib.import_module(name) for name in MODULES if not name.endswith(".__main__")}
     # A dataclass without words has its signature for a docstring.
     words = {name: (inspect.getdoc(thing) or "") for name, thing in things.items()}
     silent = [n for n, doc in words.items() if not doc.strip() or doc.startswith(n.rsplit(".", 1)[-1] + "(")]

@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 
+from book import contents
+from book.learn.recording import record
 from labkit import InvalidValue, Lab, NotAvailableHere, recorded
 from labkit.capture.captured import Captured
 from labkit.handshakes import TlsClient, race
-from labkit.learn import contents
-from labkit.learn.recording import record
 from labkit.network.host import Counters
-from labkit.network.tiers import KERNEL
-from labkit.plots.style import origin
+from labkit.network.tiers import KERNEL, origin
 from labkit.servers import HttpServer
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = sorted(path.parent for path in recorded.FOLDER.glob("*/recording.json"))
+RECORDINGS = sorted(path.parent for folder in recorded.FOLDERS for path in folder.glob("*/recording.json"))
 
 
 def one_connection(lab: Lab) -> Captured:
@@ -102,7 +101,7 @@ def test_live_where_the_tier_can(lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.mark.parametrize(("tier", "live"), [("fixed-sysctls", {"kernel"}), ("loopback", set())])
 def test_recorded_where_it_cannot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tier: str, live: set[str]) -> None:
     monkeypatch.setenv("LABKIT_TIER", tier)
-    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    monkeypatch.setattr(recorded, "FOLDERS", [tmp_path])
     recorded.keep("t.s/there", "recorded", tmp_path)
     with Lab(rtt_ms=0) as lab:
         for need in ("kernel", "sysctls"):
@@ -117,7 +116,7 @@ def test_the_message_stands_alone_in_a_notebook() -> None:
     assert line == "Not available here: no kernel"
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", RECORDINGS, ids=lambda path: path.name)
 def test_the_books_recordings_are_whole_and_small(folder: Path) -> None:
     index = json.loads((folder / recorded.INDEX).read_text(encoding="utf-8"))
     assert index["kernel"].startswith("Linux ")
@@ -161,7 +160,7 @@ def test_only_the_highest_tier_records(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_recording_a_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The race, the quickest of them: into another folder, with the same keys as the book's."""
-    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    monkeypatch.setattr(recorded, "OWN", tmp_path)
     assert record(contents(), ROOT, ["race"]) == [tmp_path / "race"]
     new, old = (
         json.loads((folder / "race" / recorded.INDEX).read_text())["values"]

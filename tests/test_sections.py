@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from book import Exercise, HiddenTrace, Section, Verdict, contents, progress
+from book.learn import navigation
+from book.learn.exercise import answer_of
 from labkit import Lab
 from labkit.lab import tier_here
-from labkit.learn import Exercise, HiddenTrace, Quiz, Section, Verdict, contents, navigation, progress
-from labkit.learn.exercise import answer_of
 from labkit.network.tiers import KERNEL
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,20 +38,16 @@ EACH = pytest.mark.parametrize("section", WRITTEN, ids=lambda section: section.i
 EACH_LESSON = pytest.mark.parametrize("section", LESSONS, ids=lambda section: section.id)
 
 
-def module_of(section: Section) -> ModuleType:
-    return importlib.import_module(f"labkit.sections.{section.id.replace('.', '_')}")
-
-
 def exercises() -> list[Any]:
-    return [pytest.param(exercise, id=exercise.id) for section in LESSONS for exercise in module_of(section).EXERCISES]
+    return [pytest.param(exercise, id=exercise.id) for section in LESSONS for exercise in section.module.EXERCISES]
 
 
 def mistakes() -> list[Any]:
     return [
         pytest.param(exercise, mistake, id=f"{exercise.id}-{number}")
         for section in LESSONS
-        for exercise in module_of(section).EXERCISES
-        for number, mistake in enumerate(exercise.mistakes, 1)
+        for exercise in section.module.EXERCISES
+        for number, mistake in enumerate(exercise.wording.mistakes, 1)
     ]
 
 
@@ -80,7 +77,7 @@ def no_progress() -> Iterator[None]:
 def test_navigation_is_that_of_the_contents(section: Section) -> None:
     cells = {cell.get("id"): cell["source"] for cell in cells_of(section)}
     for cell_id, text in navigation.expected(contents(), section).items():
-        assert cells.get(cell_id) == text, f"{section.path}, cell {cell_id!r}: labkit contents --write"
+        assert cells.get(cell_id) == text, f"{section.path}, cell {cell_id!r}: book contents --write"
     first, *_, last = cells_of(section)
     assert (first.get("id"), last.get("id")) == (navigation.TOP, navigation.BOTTOM)
 
@@ -89,7 +86,7 @@ def test_the_readme_has_the_contents() -> None:
     begin, end = navigation.README_MARKS
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     told = text.partition(begin)[2].partition(end)[0]
-    assert told == navigation.readme(contents()) + "\n", "labkit contents --write"
+    assert told == navigation.readme(contents()) + "\n", "book contents --write"
 
 
 @EACH_LESSON
@@ -111,24 +108,30 @@ def test_the_steps_in_their_order(section: Section) -> None:
 
 
 @EACH_LESSON
-def test_its_exercises_stand_in_the_notebook(section: Section) -> None:
-    """Task and starter are those of the module, so neither can go its own way."""
-    sources = [cell["source"] for cell in cells_of(section)]
-    module = module_of(section)
-    assert isinstance(module.QUIZ, Quiz)
-    assert 2 <= len(module.QUIZ.questions) <= 3
-    assert "section.QUIZ" in sources
+def test_what_it_asks(section: Section) -> None:
+    module = section.module
+    assert module.TEXT.title == section.title
     assert len(module.EXERCISES) >= 2
-    names = {id(value): name for name, value in vars(module).items() if isinstance(value, Exercise)}
-    for number, exercise in enumerate(module.EXERCISES, 1):
-        assert exercise.id.rpartition(".")[0] == section.id
-        assert len(exercise.hints) >= 2
-        assert len(exercise.mistakes) >= 2
-        assert f"### Exercise {number}\n\n{exercise.task.strip()}" in sources
-        begun = exercise.starter.strip()
-        check = f"section.{names[id(exercise)]}.check({exercise.name})"
-        assert any(re.fullmatch(rf"{re.escape(begun)}\n\n+{re.escape(check)}", source) for source in sources)
-        assert f"section.{names[id(exercise)]}" in sources
+    assert [exercise.id for exercise in module.EXERCISES] == [f"{section.id}.{name}" for name in module.TEXT.names]
+    for exercise in module.EXERCISES:
+        assert len(exercise.wording.mistakes) >= 2
+    assert 2 <= len(module.QUIZ.questions) <= 3
+    assert "section.QUIZ" in [cell["source"] for cell in cells_of(section)]
+
+
+@pytest.mark.parametrize(("kind", "ignored"), [("solution", ""), ("starter", "F401,F821")])
+def test_code_of_the_exercises_is_linted(kind: str, ignored: str, tmp_path: Path) -> None:
+    """As the cells of the notebooks are. A starter imports for the learner, and uses what stands in cells above it.
+
+    `ruff format` looks into Markdown by itself. A mistake may be a mistake for ruff, too.
+    """
+    for section in LESSONS:
+        for exercise in section.module.EXERCISES:
+            (tmp_path / f"{exercise.id}.py").write_text(getattr(exercise.wording, kind), encoding="utf-8")
+    command = ["ruff", "check", "--no-cache", "--output-format=concise", f"--config={ROOT}/pyproject.toml"]
+    command += [f"--ignore={ignored}"] if ignored else []
+    ran = subprocess.run([sys.executable, "-m", *command, tmp_path], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 @EACH
@@ -181,7 +184,7 @@ def judged(exercise: Exercise, source: str) -> Verdict:
 
 @pytest.mark.parametrize("exercise", exercises())
 def test_a_starter_is_not_attempted(exercise: Exercise) -> None:
-    verdict = exercise.check(answer_of(exercise.starter, exercise.name))
+    verdict = exercise.check(answer_of(exercise.wording.starter, exercise.name))
     assert verdict.outcome == outcome_here(exercise, "not attempted")
 
 
@@ -202,7 +205,7 @@ def test_a_mistake_is_wrong_and_told_why(exercise: Exercise, mistake: Any) -> No
 
 @EACH_LESSON
 def test_the_hidden_trace(section: Section) -> None:
-    module = module_of(section)
+    module = section.module
     if not hasattr(module, "hidden_trace"):
         pytest.fail("every section that is written has a trace to complete")
     with Lab(rtt_ms=20) as lab:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.learn import contents
+from book import contents
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = [section for section in contents().written if not section.reference]
@@ -149,7 +149,7 @@ def test_nothing_listens_but_on_lab_hosts_and_127_0_0_1(lane: str) -> None:
 PRIVATE = """
 import os, stat, sys
 from labkit import Lab
-from labkit.learn.progress import progress
+from book.learn.progress import progress
 with Lab(rtt_ms=1) as lab:
     lab.authority
     progress().solve("introduction.welcome.flags")

@@ -39,3 +39,15 @@ def forced() -> str | None:
     if name not in SHORT_NAMES:
         raise InvalidValue(f"LABKIT_TIER={name!r}: one of {', '.join(SHORT_NAMES)}, or leave it out")
     return SHORT_NAMES[name]
+
+
+def origin(tier: str, verb: str = "Captured") -> str:
+    """Where the packets of a picture come from, for its small print.
+
+    Args:
+        tier: of the lab, or of a recorded capture, which names the kernel and the day.
+        verb: what was done here.
+    """
+    if tier.startswith("recorded"):
+        return f"{tier[0].upper()}{tier[1:]}: not on this machine."
+    return f"{verb} on this machine, tier: {tier}."

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from labkit.errors import InvalidValue
+from labkit.network.tiers import origin
 from labkit.plots.picture import Picture
-from labkit.plots.style import BLACK, GREEN, GREY, INK, ORANGE, SIZE, SKY, add_note, new_figure, origin, set_title
+from labkit.plots.style import BLACK, GREEN, GREY, INK, ORANGE, SIZE, SKY, add_note, new_figure, set_title
 
 if TYPE_CHECKING:
     from labkit.queues.history import ConnectionHistory, History, Steps

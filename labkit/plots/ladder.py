@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
-from labkit.network.tiers import LOOPBACK
+from labkit.network.tiers import LOOPBACK, origin
 from labkit.plots.picture import Picture
-from labkit.plots.style import COLOURS, GREY, INK, SIZE, VERMILION, add_note, new_figure, origin, set_title
+from labkit.plots.style import COLOURS, GREY, INK, SIZE, VERMILION, add_note, new_figure, set_title
 
 if TYPE_CHECKING:
     from labkit.capture.ladder import Ladder, Row

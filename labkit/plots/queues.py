@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from labkit.network.link import number
+from labkit.network.tiers import origin
 from labkit.plots.picture import Picture
 from labkit.plots.style import (
     BLACK,
@@ -25,7 +26,6 @@ from labkit.plots.style import (
     VERMILION,
     add_note,
     new_figure,
-    origin,
     set_title,
 )
 

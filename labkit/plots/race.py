@@ -11,8 +11,9 @@ from matplotlib.ticker import MaxNLocator
 
 from labkit.handshakes.variants import variant
 from labkit.network.link import number
+from labkit.network.tiers import origin
 from labkit.plots.picture import Picture
-from labkit.plots.style import BLACK, COLOURS, INK, SIZE, VERMILION, add_note, new_figure, origin, set_title
+from labkit.plots.style import BLACK, COLOURS, INK, SIZE, VERMILION, add_note, new_figure, set_title
 
 if TYPE_CHECKING:
     from labkit.handshakes.race import Race

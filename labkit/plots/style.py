@@ -53,15 +53,3 @@ def set_title(axes: Axes, finding: str) -> None:
 def add_note(figure: Figure, text: str) -> None:
     """Small print below the picture: the tier, how it was measured."""
     figure.supxlabel(text, fontsize=NOTE_SIZE, color=GREY, x=0.01, ha="left")
-
-
-def origin(tier: str, verb: str = "Captured") -> str:
-    """Where the packets of a picture come from, for its small print.
-
-    Args:
-        tier: of the lab, or of a recorded capture, which names the kernel and the day.
-        verb: what was done here.
-    """
-    if tier.startswith("recorded"):
-        return f"{tier[0].upper()}{tier[1:]}: not on this machine."
-    return f"{verb} on this machine, tier: {tier}."

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from labkit.errors import InvalidValue
 from labkit.load.load import LIMIT
+from labkit.network.tiers import origin
 from labkit.plots.picture import Picture
 from labkit.plots.style import (
     BLUE,
@@ -28,7 +29,6 @@ from labkit.plots.style import (
     VERMILION,
     WIDTH_INCHES,
     add_note,
-    origin,
     set_title,
 )
 

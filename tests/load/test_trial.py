@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from book.execution import patterns
+from book.execution.workload import FAST, MIX, RESPONSE, SLOW
 from labkit import InvalidValue, Lab
-from labkit.load import patterns
 from labkit.load.server_process import ServerProcess, listening
 from labkit.load.trial import Trial, trial
 from labkit.load.workers import thread
-from labkit.load.workload import FAST, MIX, RESPONSE, SLOW
 
 # Each pattern, how many sockets it listens with, and the names of what serves.
 PATTERNS: list[tuple[Callable[..., Any], tuple[Any, ...], int, str]] = [

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from looking import boxes, look_at, overlaps, texts
 
+from book.learn.judging import wait_until
 from labkit import InvalidValue, Lab, LabClosed
-from labkit.learn.judging import wait_until
 from labkit.load.load import Load
 from labkit.load.trial import Trial
 from labkit.plots import Picture, live, plot_buffers, plot_queues, plot_trials

@@ -1,0 +1,85 @@
+"""book: what the textbook "Backend Engineering, Live" says and asks, for its notebooks.
+
+::
+
+    from book import Choice, ask, done                        # the learner's loop
+    from book.execution import processes as section           # what one section asks
+
+``labkit`` is the engine below: labs, captures, queues, load, plots. It never imports this package.
+The public names are loaded when they are used, so that judging one function does not load widgets.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit import recorded
+
+if TYPE_CHECKING:
+    from book.learn.contents import Chapter, Contents, Section, contents
+    from book.learn.exercise import Exercise, Mistake
+    from book.learn.grading import Outcome, Verdict, Wrong
+    from book.learn.overview import Overview, done, overview
+    from book.learn.predictions import Choice, Number, Order, Panel, Prediction, ask, predict
+    from book.learn.progress import Progress, progress
+    from book.learn.quiz import Option, Question, Quiz
+    from book.learn.text import Text
+    from book.learn.trace import Blank, HiddenTrace
+
+_MODULES = {
+    "contents": ("Chapter", "Contents", "Section", "contents"),
+    "exercise": ("Exercise", "Mistake"),
+    "grading": ("Outcome", "Verdict", "Wrong"),
+    "overview": ("Overview", "done", "overview"),
+    "predictions": ("Choice", "Number", "Order", "Panel", "Prediction", "ask", "predict"),
+    "progress": ("Progress", "progress"),
+    "quiz": ("Option", "Question", "Quiz"),
+    "text": ("Text",),
+    "trace": ("Blank", "HiddenTrace"),
+}
+_HOME = {name: f"book.learn.{module}" for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "Blank",
+    "Chapter",
+    "Choice",
+    "Contents",
+    "Exercise",
+    "HiddenTrace",
+    "Mistake",
+    "Number",
+    "Option",
+    "Order",
+    "Outcome",
+    "Overview",
+    "Panel",
+    "Prediction",
+    "Progress",
+    "Question",
+    "Quiz",
+    "Section",
+    "Text",
+    "Verdict",
+    "Wrong",
+    "ask",
+    "contents",
+    "done",
+    "overview",
+    "predict",
+    "progress",
+]
+
+recorded.FOLDERS.insert(0, Path(__file__).parent / "recordings")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        globals()[name] = getattr(import_module(_HOME[name]), name)
+        return globals()[name]
+    raise AttributeError(f"module 'book' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

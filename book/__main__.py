@@ -1,0 +1,5 @@
+"""``python -m book``."""
+
+from book.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,468 @@
+"""What the section "One acceptor, many readers" asks: two exercises with their judges, the hidden trace, the quiz.
+
+Also the clients and the picture of its experiments, which the next section uses, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from book import Blank, HiddenTrace, Text, Wrong
+from book.learn.grading import describe
+from labkit.capture.captured import Captured
+from labkit.errors import NotReady
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.network.host import Host
+from labkit.network.tiers import origin
+from labkit.plots import style
+from labkit.plots.picture import Picture
+from labkit.queues.diag import CONNECTIONS, NETLINK_SOCK_DIAG, ask, request
+
+TEXT = Text(__file__)
+
+PORT = 8080
+RTT_MS = 5
+WAIT_S = 10.0
+SOON_S = 5.0  # for what arrives within a round trip or never
+READERS = 4
+
+# The clients of the experiments, and their picture.
+
+
+def listen(host: Host, port: int) -> socket.socket:
+    """A listening socket on a host. Its accept waits ten seconds at most, and raises TimeoutError."""
+    with host:
+        listener = socket.create_server((host.ip, port))
+    listener.settimeout(WAIT_S)
+    return listener
+
+
+def wait_until(happened: Callable[[], object], what: str) -> None:
+    """Look again and again. Raises NotReady where it has not happened in ten seconds."""
+    deadline = time.monotonic() + WAIT_S
+    while not happened():
+        if time.monotonic() > deadline:
+            raise NotReady(f"{what}: not within {WAIT_S:g} s")
+        time.sleep(0.002)
+
+
+class Callers:
+    """Clients on a lab's client, numbered from 1, that connect one after the other and keep their connections.
+
+    Args:
+        lab: the lab; the server is on its host "server".
+        port: of the server.
+        count: how many there are.
+    """
+
+    def __init__(self, lab: Lab, port: int, count: int) -> None:
+        self._lab, self._port = lab, port
+        self._sockets: dict[int, socket.socket] = {}
+        self._start = time.monotonic()
+        self.rows: dict[int, dict[str, Any]] = {}
+        try:
+            for _ in range(count):
+                self.call()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> Callers:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for each in self._sockets.values():
+            each.close()
+
+    def call(self) -> int:
+        """One client more connects. Returns its number."""
+        number = len(self._sockets) + 1
+        with self._lab.client:
+            self._sockets[number] = socket.create_connection(("server.lab", self._port), timeout=WAIT_S)
+        return number
+
+    def ask(self, request: bytes, numbers: Iterable[int] | None = None) -> None:
+        """Some clients, or all, send a request, in the order of their numbers."""
+        if not any(row["answered_s"] is None for row in self.rows.values()):
+            self._start, self.rows = time.monotonic(), {}
+        for number in self._sockets if numbers is None else numbers:
+            kind = request.split()[1].decode()
+            row = {"number": number, "kind": kind, "sent_s": self.now(), "answered_s": None, "by": "", "unread": 0}
+            self.rows[number] = row
+            self._sockets[number].sendall(request)
+
+    def wait(self, numbers: Iterable[int] | None = None) -> list[str]:
+        """Wait for the responses of some clients, or of all that have asked. Returns who sent them, by number."""
+        wanted = sorted(self.rows if numbers is None else numbers)
+        missing = [number for number in wanted if self.rows[number]["answered_s"] is None]
+        deadline = time.monotonic() + WAIT_S
+        with selectors.DefaultSelector() as selector:
+            for number in missing:
+                selector.register(self._sockets[number], selectors.EVENT_READ, number)
+            while selector.get_map():
+                events = selector.select(max(0.0, deadline - time.monotonic()))
+                if not events:
+                    late = [key.data for key in selector.get_map().values()]
+                    raise NotReady(f"no response for client {', '.join(map(str, sorted(late)))} within {WAIT_S:g} s")
+                for key, _ in events:
+                    response = self._sockets[key.data].recv(4096)
+                    selector.unregister(key.fileobj)
+                    if not response:
+                        raise NotReady(f"the connection of client {key.data} was closed without a response")
+                    row = self.rows[key.data]
+                    row["answered_s"], row["by"] = self.now(), response.partition(b"\r\n\r\n")[2].decode()
+        return [self.rows[number]["by"] for number in wanted]
+
+    def look(self, expected: Sequence[int] = ()) -> dict[int, int]:
+        """Ask the server's kernel how many bytes of each client nobody has read.
+
+        Args:
+            expected: clients whose bytes are expected to lie there, and no others'. Waits until it is so.
+
+        Returns:
+            bytes by the client's number, without those that have none.
+
+        Raises:
+            NotReady: it did not come to that.
+        """
+        self._lab.wire.settle()  # what was sent has arrived
+
+        def as_expected() -> bool:
+            self._unread = self._ask_the_kernel()
+            return set(self._unread) == set(expected)
+
+        wait_until(as_expected, f"unread bytes of client {', '.join(map(str, expected)) or '(none)'}")
+        for number, row in self.rows.items():
+            row["unread"] = self._unread.get(number, 0)
+        return self._unread
+
+    def _ask_the_kernel(self) -> dict[int, int]:
+        numbers = {"{}:{}".format(*each.getsockname()): number for number, each in self._sockets.items()}
+        with self._lab.server.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as netlink:
+            entries = list(ask(netlink, request(states=CONNECTIONS, port=self._port)))
+        found = {numbers[entry.peer]: entry.receive_queue for entry in entries if entry.peer in numbers}
+        return {number: unread for number, unread in sorted(found.items()) if unread}
+
+    def cut(self, count: int) -> list[int]:
+        """Wait until so many connections have ended, and let those go. Returns their numbers."""
+        ended: list[int] = []
+
+        def enough() -> bool:
+            for number, each in self._sockets.items():
+                if number not in ended and self._has_ended(each):
+                    ended.append(number)
+            return len(ended) >= count
+
+        wait_until(enough, f"the end of {count} connections")
+        return sorted(ended)
+
+    @staticmethod
+    def _has_ended(each: socket.socket) -> bool:
+        with selectors.DefaultSelector() as selector:
+            selector.register(each, selectors.EVENT_READ)
+            if not selector.select(0):
+                return False
+        try:
+            return each.recv(1, socket.MSG_PEEK) == b""
+        except OSError:
+            return True
+
+    def now(self) -> float:
+        """Seconds since the first request."""
+        return time.monotonic() - self._start
+
+
+COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
+
+
+def plot_waits(rows: Sequence[dict[str, Any]], tier: str, title: str, *, released_s: float, released: str) -> Picture:
+    """From request to response, a line for each client, in the colour of who answered.
+
+    Args:
+        rows: of ``Callers.rows``.
+        tier: of the lab, or "recorded, …".
+        title: what was found.
+        released_s: when what others waited for was over, seconds after the first request.
+        released: what that was.
+    """
+    names = sorted({row["by"] for row in rows})
+    figure, axes = style.new_figure(1.2 + 0.3 * len(rows))
+    words = []
+    for row in rows:
+        begin, end = 1000 * row["sent_s"], 1000 * row["answered_s"]
+        colour = COLOURS[names.index(row["by"]) % len(COLOURS)]
+        axes.barh(row["number"], end - begin, 0.5, begin, color=colour)
+        axes.plot(end, row["number"], "o", color=colour, markeredgecolor="white", markersize=8)
+        unread = f", {row['unread']} bytes lay unread" if row["unread"] else ""
+        text = f"{row['kind']} by {row['by']}{unread}"
+        axes.annotate(
+            text,
+            (end, row["number"]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=style.SIZE,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+        words.append(f"client {row['number']}: {text}, {begin:.0f} to {end:.0f} ms")
+    axes.axvline(1000 * released_s, color=style.INK, linestyle="--", linewidth=1, zorder=0)
+    axes.annotate(
+        f"{released} ", (1000 * released_s, 0.35), ha="right", va="center", fontsize=style.SIZE, color=style.INK
+    )
+    axes.set_ylim(max(row["number"] for row in rows) + 0.6, -0.1)
+    axes.set_xlim(0, 1.55 * max(1000 * row["answered_s"] for row in rows))
+    axes.set_yticks([row["number"] for row in rows])
+    axes.set_ylabel("client", fontsize=style.SIZE)
+    axes.set_xlabel("from request to response: milliseconds after the first request", fontsize=style.SIZE)
+    style.set_title(axes, title)
+    style.add_note(figure, origin(tier, "Measured"))
+    return Picture(figure, f"{title}. {'; '.join(words)}. {released} after {1000 * released_s:.0f} ms.")
+
+
+# What the judges need: readers that can die, in threads, so that they can be judged without a kernel's network.
+
+
+class _Reader:
+    """A reader as in the notebook, in a thread. It answers with its name; it dies when it is told to."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.outbox, self._inbox = socket.socketpair()
+        self._told, self._ear = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.ExitStack() as mine, selectors.DefaultSelector() as selector:
+            for each in (mine.enter_context(self._inbox), mine.enter_context(self._ear)):
+                selector.register(each, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    ready = key.fileobj
+                    assert isinstance(ready, socket.socket)
+                    if ready is self._ear:
+                        return
+                    if ready is self._inbox:
+                        _, descriptors, _, _ = socket.recv_fds(ready, 1, 1)
+                        if not descriptors:
+                            selector.unregister(ready)  # the acceptor has closed its end
+                            continue
+                        connection = mine.enter_context(socket.socket(fileno=descriptors[0]))
+                        selector.register(connection, selectors.EVENT_READ)
+                    elif not self._answer(ready):
+                        selector.unregister(ready)
+                        ready.close()
+
+    def _answer(self, connection: socket.socket) -> bool:
+        try:
+            request = connection.recv(4096)
+            if request:
+                body = self.name.encode()
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+        except OSError:
+            return False
+        return bool(request)
+
+    def die(self) -> None:
+        self._told.close()
+        self._thread.join()
+
+
+def _who(client: socket.socket) -> str:
+    """Ask a reader for its name: "" where the connection has ended. Raises TimeoutError."""
+    try:
+        client.sendall(b"GET /who HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+        return client.recv(4096).partition(b"\r\n\r\n")[2].decode()
+    except TimeoutError:
+        raise
+    except OSError:
+        return ""
+
+
+# Exercise 1
+
+
+def _judge_hand_round(hand_round: Callable[..., Any]) -> str:
+    readers = [_Reader(f"reader {number}") for number in range(1, READERS + 1)]
+    raised: list[BaseException] = []
+    returned = threading.Event()
+
+    def run() -> None:
+        try:
+            hand_round(listener, [reader.outbox for reader in readers])
+        except BaseException as exc:
+            raised.append(exc)
+        returned.set()
+
+    def check_alive() -> None:
+        if returned.wait(1 if raised else 0):
+            if raised:
+                raise Wrong(
+                    f"your acceptor raised {describe(raised[0])}: with it the server is gone, and every connection"
+                ) from raised[0]
+            raise Wrong("your acceptor returned: it has to accept as long as the server lives")
+
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(lab.server, PORT))
+        with lab.server:
+            threading.Thread(target=run, daemon=True).start()
+
+        def call() -> socket.socket:
+            with lab.client:
+                return stack.enter_context(socket.create_connection(("server.lab", PORT), timeout=SOON_S))
+
+        def name_for(client: socket.socket, which: str) -> str:
+            try:
+                name = _who(client)
+            except TimeoutError:
+                check_alive()
+                raise Wrong(
+                    f"{which} is connected and gets no response: it was accepted, and no reader has it"
+                ) from None
+            if not name:
+                returned.wait(1)  # an acceptor that raised has closed the connection first
+                check_alive()
+                raise Wrong(f"{which} was cut off: its connection was closed, and no living reader got it")
+            return name
+
+        clients = [call() for _ in range(READERS)]
+        names = [name_for(client, f"client {number}") for number, client in enumerate(clients, 1)]
+        if len(set(names)) != READERS:
+            raise Wrong(
+                f"{READERS} clients were handed to {', '.join(names)}: hand them round, one to each of the {READERS}"
+            )
+        clients[-1].shutdown(socket.SHUT_WR)  # its reader reads the end, and closes
+        try:
+            clients[-1].recv(1)
+        except TimeoutError:
+            raise Wrong(
+                f"the reader of client {READERS} has closed the connection, and the client sees no end: your acceptor "
+                "still holds a descriptor of the same socket"
+            ) from None
+        readers[1].die()
+        after = []
+        for number in range(READERS + 1, READERS + 7):
+            client = call()
+            after.append(name_for(client, f"after reader 2 died, client {number}"))
+        if set(after) != {"reader 1", "reader 3", "reader 4"}:
+            raise Wrong(
+                f"after reader 2 died, six clients were handed to {', '.join(after)}: all that live get their share"
+            )
+        check_alive()
+    return "Ten clients, one dead reader, and each of them was answered; the other three readers share the work."
+
+
+HAND_ROUND = TEXT.exercise("hand_round", _judge_hand_round, deadline_s=15.0)
+
+
+# Exercise 2
+
+
+def _judge_finish(finish: Callable[..., Any]) -> str:
+    response = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nas long as it lasts\n"
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(lab.server, PORT))
+        with lab.client:
+            client = stack.enter_context(socket.create_connection(("server.lab", PORT), timeout=SOON_S))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+        kept = stack.enter_context(listener.accept()[0])  # what another process holds
+        kept.settimeout(SOON_S)
+        kept.recv(4096)
+        connection = stack.enter_context(kept.dup())
+        connection.settimeout(SOON_S)
+        finish(connection, response)
+        seen = b""
+        try:
+            while data := client.recv(4096):
+                seen += data
+        except TimeoutError:
+            if not seen:
+                raise Wrong("the client has received nothing: send the response") from None
+            raise Wrong(
+                "the client has the response and waits for its end: another descriptor of this socket is open, so "
+                "closing yours sends no FIN"
+            ) from None
+        except OSError as exc:
+            raise Wrong(f"the client's connection broke: {describe(exc)}") from exc
+        if seen != response:
+            raise Wrong(f"the client received {seen!r:.80}: expected the response, and then the end")
+    return "The client saw the end, while another descriptor of the same socket was open."
+
+
+FINISH = TEXT.exercise("finish", _judge_finish, deadline_s=15.0)
+
+EXERCISES = (HAND_ROUND, FINISH)
+
+QUIZ = TEXT.quiz
+
+
+# The trace: the acceptor speaks first, hands the connection on, and closes.
+
+HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello\n"
+
+
+def _handed_over(lab: Lab) -> Captured:
+    with lab.capture() as capture, contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listen(lab.server, PORT))
+        outbox, inbox = map(stack.enter_context, socket.socketpair())
+        with lab.client:
+            client = stack.enter_context(socket.create_connection(("server.lab", PORT), timeout=WAIT_S))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+        connection, _ = listener.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.recv(4096)
+            connection.sendall(HINTS)
+            socket.send_fds(outbox, [b"!"], [connection.fileno()])
+        client.recv(4096)
+        _, (descriptor,), _, _ = socket.recv_fds(inbox, 1, 1)
+        with socket.socket(fileno=descriptor) as passed:
+            passed.sendall(OK)
+            client.recv(4096)
+        client.recv(4096)
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A connection that changes hands between two parts of its response, on this lab, with four blanks."""
+    capture = _handed_over(lab)
+    packets = next(group for group in connections(capture.messages) if begins(group[0]))
+    return HiddenTrace(
+        "execution.many_readers.trace",
+        packets,
+        [
+            Blank("103 Early Hints", "round trip", "count: one to connect, and then the request has to get there"),
+            Blank(
+                "HTTP/1.1 200",
+                "seq",
+                "the reader writes into the same socket: its bytes are counted on from the acceptor's",
+            ),
+            Blank("FIN", "from", "the acceptor's close sent nothing: who held the last descriptor?"),
+            Blank(
+                "FIN",
+                "seq",
+                "it follows the last byte that the reader sent; the payload column says how many those were",
+            ),
+        ],
+        hints=(
+            (
+                "Sequence numbers count the bytes of the connection, whichever process wrote them. The first byte has "
+                "number 1."
+            ),
+            "Add the payload of the 103 to 1, and you have the number of the 200. Add that of the 200 for the FIN.",
+        ),
+        explanation=(
+            "The socket, its sequence numbers and its buffers are the kernel's. Two holders wrote into one stream, "
+            "and the client cannot tell where one stopped and the other began. The one FIN left when the last of them "
+            "closed."
+        ),
+        tier=capture.tier,
+    )

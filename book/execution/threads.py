@@ -1,0 +1,516 @@
+"""What the section "When to use threads" asks: its backend, its plots, two exercises, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from book import Blank, HiddenTrace, Text, Wrong
+from book.execution.workload import WAIT_S
+from book.learn.grading import Deadline, describe
+from book.learn.judging import running
+from labkit.capture.captured import Captured
+from labkit.errors import MeasurementFailed
+from labkit.handshakes.phases import begins, connections
+from labkit.lab import Lab
+from labkit.load.server_process import ServerProcess
+from labkit.network.tiers import origin
+from labkit.plots import Picture, style
+
+TEXT = Text(__file__)
+
+if TYPE_CHECKING:
+    from labkit.load.load import Load
+    from labkit.load.trial import Trial
+    from labkit.queues.run_queue import ThreadTimes
+
+PORT, BACKEND = 8080, 9000
+RTT_MS = 10
+PATIENCE_S = 8.0
+SOON_S, LOOK_S = 2.0, 0.02  # what needs no wait of a program has come by then, unless the machine is busy
+
+
+class Backend:
+    """A backend on the server's host that answers nobody until it is told to.
+
+    Who asks it connects and waits for a byte. Until the release nobody is accepted, so the kernel's accept queue of
+    its port holds exactly those who wait for it.
+    """
+
+    def __init__(self, lab: Lab) -> None:
+        with lab.server:
+            self._listener = socket.create_server((lab.server.ip, BACKEND), backlog=64)
+        try:
+            self._watch = lab.watch(BACKEND)
+        except BaseException:
+            self._listener.close()
+            raise
+        self._thread: threading.Thread | None = None
+        self._ended = False
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for it now, or at its release did."""
+        return self._watch.so_far().accept_queue.last
+
+    def release(self) -> None:
+        """From now on everybody is answered at once."""
+        self._listener.settimeout(0.05)
+        self._thread = threading.Thread(target=self._answer, name="labkit-backend", daemon=True)
+        self._thread.start()
+
+    def _answer(self) -> None:
+        while not self._ended:
+            with contextlib.suppress(OSError):  # nobody came meanwhile, or who asked has gone
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.sendall(b"!")
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended = True
+        if self._thread:
+            self._thread.join()
+        self._watch.close()
+        self._listener.close()
+
+
+# Plots
+
+
+def workers_of(trial: Trial) -> list[ThreadTimes]:
+    """The threads that do the work: those with a number in their name, or the only one."""
+    numbered = [times for times in trial.threads if times.name[-1:].isdigit()]
+    return numbered or list(trial.threads)
+
+
+def limits(trial: Trial) -> dict[str, float]:
+    """Where a worker's time went, in percent of the time under load, on the average of all workers.
+
+    "on a CPU" and "in the run queue" are the scheduler's numbers; "waits 20 ms" follows from how many slow requests
+    were completed; "the rest" is what is left: it had nothing to do, or slept until it got the GIL.
+    """
+    workers, load = workers_of(trial), trial.load
+    observed_s = (load.duration_s + load.warmup_s) * len(workers)
+    slow = load.latencies(1).get_total_count() if len(load.requests) > 1 else 0
+    parts = {
+        "on a CPU": sum(times.running_s for times in workers) / observed_s,
+        "in the run queue": sum(times.waiting_s for times in workers) / observed_s,
+        "waits 20 ms": slow * WAIT_S / (load.duration_s * len(workers)),
+    }
+    whole = max(1.0, sum(parts.values()))  # what begins before the end of the run and ends after it counts as well
+    percent = {name: 100 * part / whole for name, part in parts.items()}
+    return {**percent, "the rest": max(0.0, 100 - sum(percent.values()))}
+
+
+def plot_time(trials: Sequence[Trial], title: str) -> Picture:
+    """Where the workers' time went: a bar for each trial.
+
+    Args:
+        trials: with requests of two kinds, the second of which waits.
+        title: the finding.
+    """
+    figure, axes = style.new_figure(1.2 + 0.42 * len(trials))
+    looks = {
+        "on a CPU": (style.BLUE, ""),
+        "in the run queue": ("white", "/////"),
+        "waits 20 ms": (style.ORANGE, ""),
+        "the rest": ("#e5e5e5", ""),
+    }
+    told = []
+    for row, each in enumerate(trials):
+        left, parts = 0.0, limits(each)
+        for name, part in parts.items():
+            colour, hatch = looks[name]
+            axes.barh(
+                row, part, 0.66, left, color=colour, hatch=hatch, label=name if row == 0 else None, linewidth=0.5,
+                edgecolor=style.BLUE if hatch else "white",
+            )  # fmt: skip
+            if part >= 6:
+                axes.text(
+                    left + part / 2, row, f"{part:.0f}", ha="center", va="center", fontsize=style.SIZE,
+                    color="white" if name == "on a CPU" else style.INK,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if hatch else None,
+                )  # fmt: skip
+            left += part
+        told.append(f"{each.name}: " + ", ".join(f"{name} {part:.0f} %" for name, part in parts.items()))
+    axes.set_yticks(range(len(trials)), [f"{each.name} ({len(workers_of(each))})" for each in trials])
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(trials) - 0.4, -0.6)
+    axes.set_xlabel("% of a worker's time, average of all workers (their number in brackets)", fontsize=style.SIZE)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
+    style.set_title(axes, title)
+    style.add_note(figure, origin(trials[0].tier, "Measured"))
+    return Picture(figure, f"{title}. {'. '.join(told)}.")
+
+
+def plot_pools(pools: Mapping[int, Load], hold_s: float, title: str) -> Picture:
+    """Throughput over the number of workers, and the bound that follows from the time a request holds a worker."""
+    figure, axes = style.new_figure(3.3)
+    sizes = list(pools)
+    bounds = [size / hold_s for size in sizes]
+    measured = [load.throughput for load in pools.values()]
+    axes.plot(sizes, bounds, "--", color=style.GREY, linewidth=1.5)
+    axes.annotate(
+        f"workers / {1000 * hold_s:g} ms of waiting",
+        (sizes[-1], bounds[-1]), xytext=(-24, 0), textcoords="offset points", ha="right", va="center",
+        fontsize=style.SIZE, color=style.GREY,
+    )  # fmt: skip
+    axes.plot(sizes, measured, "o-", color=style.BLUE, linewidth=2)
+    for size, value in zip(sizes, measured, strict=True):
+        axes.annotate(
+            f"{value:.0f}", (size, value), xytext=(4, -12), textcoords="offset points", fontsize=style.SIZE,
+            color=style.BLUE,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    ticks = [250, 500, 1000, 2000, 4000, 8000]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(min(*measured, 250) / 1.5, 1.3 * bounds[-1])
+    axes.set_xlim(0.85, 1.35 * sizes[-1])
+    axes.set_xlabel("worker threads", fontsize=style.SIZE)
+    axes.set_ylabel("requests a second", fontsize=style.SIZE)
+    style.set_title(axes, title)
+    style.add_note(figure, origin(pools[sizes[0]].tier, "Measured"))
+    told = ", ".join(f"{size} workers {value:.0f}" for size, value in zip(sizes, measured, strict=True))
+    return Picture(figure, f"{title}. Requests a second: {told}.")
+
+
+def plot_open(loads: Mapping[str, Load], title: str) -> Picture:
+    """Latency at percentiles, from when requests were due and from when they were sent."""
+    figure, axes = style.new_figure(3.3)
+    percentiles = (50, 75, 90, 99, 100)
+    told = []
+    for (name, load), colour in zip(loads.items(), (style.BLUE, style.VERMILION), strict=False):
+        for corrected, dash in ((True, "o-"), (False, "o:")):
+            values = [load.percentile_ms(p, corrected=corrected) for p in percentiles]
+            since = "since it was due" if corrected else "since it was sent"
+            axes.plot(range(len(values)), values, dash, color=colour, label=f"{name}, {since}")
+            told.append(f"{name}, {since}: p50 {values[0]:.3g} ms, p99 {values[3]:.3g} ms")
+    axes.set_yscale("log")
+    ticks = [10, 20, 50, 100, 200, 500, 1000]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 15), max(high, 60))
+    axes.set_xticks(range(len(percentiles)), [f"p{p}" if p < 100 else "max" for p in percentiles])
+    axes.set_xlabel("percentile", fontsize=style.SIZE)
+    axes.set_ylabel("latency, ms", fontsize=style.SIZE)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
+    style.set_title(axes, title)
+    style.add_note(figure, origin(next(iter(loads.values())).tier, "Measured"))
+    return Picture(figure, f"{title}. {'. '.join(told)}.")
+
+
+# Exercise 1
+
+PLACES, CLIENTS = 2, 4
+
+
+class _Backends:
+    """What the learner's server asks: "prices" hangs until the judge lets it go. Counts who is in it."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.inside = self.most = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> None:
+        if name not in ("prices", "orders"):
+            raise ValueError(f"ask({name!r}): 'prices' or 'orders'")
+        if name == "orders":
+            return
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        self.go_on.wait()  # at the latest the end of the process ends it
+        with self._lock:
+            self.inside -= 1
+
+
+def _in_time(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether it happens in so many seconds in which no thread of this process has to wait for a CPU.
+
+    Raises:
+        MeasurementFailed: it has not happened, and they have to wait most of the time.
+    """
+    deadline = Deadline(seconds, os.getpid())
+    while not condition():
+        time.sleep(LOOK_S)
+        late = deadline.overdue()
+        if late is not None and not condition():
+            if late.outcome != "wrong":
+                raise MeasurementFailed(late.reason)
+            return False
+    return True
+
+
+def _status(lab: Lab, client: socket.socket, seconds: float = SOON_S) -> str:
+    """Of the response: "200", "503", …; "no answer" where none comes or the connection ended without one.
+
+    Raises:
+        MeasurementFailed: none came in time, because the machine is busy.
+    """
+
+    def there() -> bool:
+        return bool(select.select([client], [], [], 0)[0])
+
+    if not lab.wire.settle():  # the request has arrived
+        raise MeasurementFailed("a request is still under way: the machine is busy")
+    # A response that has left by now is on the wire, or here.
+    if not _in_time(there, seconds) and lab.wire.settle() and not there():
+        return "no answer"
+    try:
+        line = client.recv(4096).split(b"\r\n")[0].split()
+    except TimeoutError:
+        raise MeasurementFailed(f"a response did not arrive in {PATIENCE_S:g} s: the machine is busy") from None
+    except OSError:
+        line = []
+    return line[1].decode("latin-1") if len(line) > 1 else "no answer"
+
+
+def _judge_bulkhead(serve: Callable[..., Any]) -> str:
+    backends = _Backends()
+    with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as callers:
+        with lab.server:
+            listener = callers.enter_context(socket.create_server(("server.lab", PORT), backlog=16))
+            callers.enter_context(running(serve, listener, backends))
+
+        def call(path: bytes) -> socket.socket:
+            with lab.client:
+                client = callers.enter_context(socket.create_connection(("server.lab", PORT), timeout=PATIENCE_S))
+            client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+            return client
+
+        prices = []
+        for number in range(1, CLIENTS + 1):
+            prices.append(call(b"/prices"))
+            lab.wire.settle()
+            if number <= PLACES and not _in_time(lambda wanted=number: backends.inside >= wanted, SOON_S):  # type: ignore[misc]
+                raise Wrong(
+                    f"{number} clients asked for /prices, and {backends.inside} of their requests were in "
+                    f'`ask("prices")` at the same time: {PLACES} may be, and nobody else was there'
+                )
+        health = _status(lab, call(b"/health"))
+        if health != "200":
+            raise Wrong(
+                f'while `ask("prices")` hung, /health got {health}. It asks nobody: keep something free for it, '
+                "however many ask for /prices"
+            )
+        orders = _status(lab, call(b"/orders"))
+        if orders != "200":
+            raise Wrong(
+                f'while `ask("prices")` hung, /orders got {orders}, and nobody was in `ask("orders")`: each backend '
+                "needs places of its own"
+            )
+        refused = [_status(lab, client) for client in prices[PLACES:]]
+        if backends.most > PLACES:
+            raise Wrong(
+                f'{backends.most} requests were in `ask("prices")` at the same time: {PLACES} may be. A thousand '
+                "clients would be a thousand threads that wait"
+            )
+        if set(refused) != {"503"}:
+            raise Wrong(
+                f'both places in `ask("prices")` were taken, and the next two clients got {" and ".join(refused)}: '
+                "refuse them at once with 503, do not let them wait"
+            )
+        backends.go_on.set()
+        served = [_status(lab, client) for client in prices[:PLACES]]
+        if set(served) != {"200"}:
+            raise Wrong(f"`ask` has returned, and who waited for it got {' and '.join(served)}: respond with 200")
+        again: list[str] = []
+
+        def given_back() -> bool:  # a moment after the response
+            again.append(_status(lab, call(b"/prices")))
+            return again[-1] == "200"
+
+        if not _in_time(given_back, SOON_S):
+            raise Wrong(f"`ask` works again, and /prices got {again[-1]}: is each place given back?")
+    return f"{PLACES} requests hung, 2 were refused at once, and /orders and /health did not notice."
+
+
+_SERVER = (
+    "import threading\n\n"
+    'CLOSE = b"\\r\\nConnection: close\\r\\nContent-Length: 0\\r\\n\\r\\n"\n'
+    'OK = b"HTTP/1.1 200 OK" + CLOSE\n'
+    'BUSY = b"HTTP/1.1 503 Service Unavailable" + CLOSE\n\n\n'
+    "def serve(listener, ask):\n"
+    "%(places)s"
+    "    def handle(name):\n"
+    "%(handle)s"
+    "        return OK\n\n"
+    "    def talk(connection):\n"
+    "        with connection:\n"
+    "            path = connection.recv(4096).split()[1].decode()\n"
+    '            connection.sendall(OK if path == "/health" else handle(path[1:]))\n\n'
+    "    while True:\n"
+    "        connection, _ = listener.accept()\n"
+    "        threading.Thread(target=talk, args=(connection,), daemon=True).start()\n"
+)
+_EACH = '    places = {name: threading.Semaphore(2) for name in ("prices", "orders")}\n\n'
+_ONE = '    places = dict.fromkeys(("prices", "orders"), threading.Semaphore(2))\n\n'
+_REFUSE = "        if not places[name].acquire(blocking=False):\n            return BUSY\n"
+_GIVE_BACK = "        try:\n            ask(name)\n        finally:\n            places[name].release()\n"
+
+BULKHEAD = TEXT.exercise("bulkhead", _judge_bulkhead, deadline_s=30.0)
+
+
+# Exercise 2
+
+THREADS = 8
+
+
+class _Store:
+    """A number that takes a moment to read, as one in a cache or on a disk does."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def read(self) -> int:
+        seen = self._value
+        time.sleep(0.02)
+        return seen
+
+    def write(self, value: int) -> None:
+        self._value = value
+
+    @property
+    def value(self) -> int:
+        return self._value
+
+
+def _judge_counter(handle: Callable[..., Any]) -> str:
+    store, lock, together = _Store(), threading.Lock(), threading.Event()
+    raised: list[BaseException] = []
+    asked: list[int] = []
+    late: list[MeasurementFailed] = []
+    alone = SimpleNamespace(most=0, inside=0)
+    guard = threading.Lock()
+
+    def ask() -> None:
+        asked.append(1)
+        with guard:
+            alone.inside += 1
+            alone.most = max(alone.most, alone.inside)
+            if alone.inside == THREADS:
+                together.set()
+        try:
+            _in_time(together.is_set, SOON_S)  # all of them have to be here at the same time
+        except MeasurementFailed as exc:
+            late.append(exc)
+        together.set()  # or they cannot be: nobody else has to wait for it
+        with guard:
+            alone.inside -= 1
+
+    def run() -> None:
+        try:
+            handle(store, ask, lock)
+        except BaseException as exc:
+            raised.append(exc)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    came_back = _in_time(lambda: not any(thread.is_alive() for thread in threads), PATIENCE_S)
+    if late:
+        raise late[0]
+    if raised:
+        raise Wrong(f"your function raised {describe(raised[0])}") from raised[0]
+    if not came_back:
+        raise Wrong("a thread did not come back: is the lock given back on every way, and taken once?")
+    if len(asked) != THREADS:
+        raise Wrong(f"{THREADS} requests, and `ask` was called {len(asked)} times: each request asks once")
+    if alone.most < THREADS:
+        raise Wrong(
+            f"{THREADS} threads, and at most {alone.most} was in `ask` at a time: whoever waits in it has your lock, "
+            "and the others wait for that"
+        )
+    if store.value != THREADS:
+        raise Wrong(
+            f"{THREADS} requests, and the counter says {store.value}: between a thread's read and its write others "
+            "have read the same number"
+        )
+    return f"{THREADS} threads were in `ask` at the same time, and the counter says {store.value}."
+
+
+COUNTER = TEXT.exercise("counter", _judge_counter, deadline_s=25.0)
+
+EXERCISES = (BULKHEAD, COUNTER)
+
+
+# The hidden trace
+
+BACKEND_DEADLINE_S = 0.25
+
+
+def _ask_twice(lab: Lab) -> Captured:
+    """One client, one connection: a request that waits for a backend that hangs, then one that does not need it."""
+
+    def gives_up(address: tuple[str, int]) -> None:
+        # Its requests wait for the backend, and not for ever. It is defined in here so that its process does not
+        # import all that this module does.
+        close = b"Content-Length: 0\r\n\r\n"
+        listener = socket.create_server(address)
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                while request := connection.recv(4096):
+                    response = b"HTTP/1.1 200 OK\r\n" + close
+                    if request.startswith(b"GET /slow"):
+                        try:
+                            with socket.create_connection((address[0], BACKEND), timeout=BACKEND_DEADLINE_S) as backend:
+                                backend.recv(1)
+                        except TimeoutError:
+                            response = b"HTTP/1.1 503 Service Unavailable\r\n" + close
+                    connection.sendall(response)
+
+    with Backend(lab), ServerProcess(lab.server, PORT, gives_up), lab.capture() as capture:
+        with lab.client, socket.create_connection((lab.server.ip, PORT), timeout=PATIENCE_S) as client:
+            for path in (b"/slow", b"/health"):
+                client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: server.lab\r\n\r\n")
+                client.recv(4096)
+        lab.wire.settle()
+    return capture
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A connection on which a deadline runs out, live or recorded, with four blanks."""
+    capture = lab.live_or_recorded("execution.threads/trace", _ask_twice, lab)
+    packets = next(
+        group for group in connections(capture.messages) if begins(group[0]) and group[0].flow.server_port == PORT
+    )
+    return HiddenTrace(
+        "execution.threads.trace",
+        packets,
+        [
+            Blank("503", "round trip", "a deadline is a timer of the server: which packet does this one answer?"),
+            Blank("GET /health", "seq", "a SYN takes one number, and the first request has 40 bytes"),
+            Blank("GET /health", "round trip", "this client had to wait for one response before it asked again"),
+            Blank("200 OK", "from", "the backend still hangs: who can answer without it?"),
+        ],
+        hints=(
+            "The backend is on the server's own host and hangs. Nothing of it crosses this wire.",
+            "Round trips are counted by cause and effect: a response belongs to the round trip of its request, "
+            "however long the server took.",
+            "The client's SYN has number 0, so its first byte has number 1.",
+        ),
+        explanation=(
+            "The 503 comes when the server's own deadline runs out, and the wire cannot tell a wait for a timer from a "
+            "wait for a backend. The connection lives on, and its thread is free: the next request on it is answered."
+        ),
+        tier=capture.tier,
+    )
+
+
+QUIZ = TEXT.quiz

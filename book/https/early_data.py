@@ -1,0 +1,182 @@
+"""What the section "TLS 1.3 with 0-RTT" asks: two exercises with their judges, the hidden trace, the quiz."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Callable
+from typing import Any
+
+from book import Blank, HiddenTrace, Text, Wrong
+from labkit.capture.captured import Captured
+from labkit.errors import InvalidValue
+from labkit.handshakes import EarlyDataClient, measure_once
+from labkit.handshakes.phases import begins, connections, timeline
+from labkit.lab import Lab
+from labkit.servers import EarlyDataServer, HttpServer, Request, Response, Server
+
+TEXT = Text(__file__)
+
+RTT_MS = 10
+PATIENCE_S = 3.0
+
+
+def _raised(server: Server) -> None:
+    """Tell what the learner's handler raised, if it did: the client saw a 500 only."""
+    for entry in server.log.of("error"):
+        if entry.text.startswith("the handler"):
+            raise Wrong(entry.text.replace("the handler", "your handler", 1))
+
+
+# Exercise 1: too early.
+
+
+def _judge_too_early(answer: Callable[..., Any]) -> str:
+    sold: list[str] = []
+
+    def handler(request: Request) -> Response:
+        response: Response = answer(request, sold)
+        return response
+
+    with Lab(rtt_ms=RTT_MS) as lab:
+        with EarlyDataServer(lab.server, handler, replay_protection=False) as server:
+            client = EarlyDataClient(lab.client, server)
+            ordinary = client.fetch("/late", "POST")
+            _raised(server)
+            if ordinary.status == 425:
+                raise Wrong("a POST after the handshake got 425: nobody can replay it, so it is not too early")
+            if ordinary.status != 201 or sold != ["/late"]:
+                raise Wrong(f"a POST after the handshake: status {ordinary.status}, sold {sold}; it is to be sold, 201")
+            reading = client.fetch("/prices")
+            if reading.status != 200:
+                raise Wrong(f"a GET in early data got {reading.status}: it changes nothing, so it may come early")
+            early = client.fetch("/early", "POST")
+            client.replay()
+            _raised(server)
+            if "/early" in sold:
+                raise Wrong(
+                    f"an early POST was sold, and somebody replayed it: {sold.count('/early')} times in all. "
+                    "request.facts tells what came early"
+                )
+            if early.status != 425:
+                raise Wrong(f"an early POST got {early.status}: only 425 tells the client to try again later")
+        # The origin behind a proxy: what reaches it is plain HTTP.
+        with HttpServer(lab.server, handler, port=8080) as origin, lab.client:
+            proxy = http.client.HTTPConnection("server.lab", origin.port, timeout=PATIENCE_S)
+            proxy.request("POST", "/proxied", headers={"Early-Data": "1"})
+            status = proxy.getresponse().status
+            proxy.close()
+            _raised(origin)
+            if status != 425:
+                raise Wrong(
+                    f"a POST with the header Early-Data: 1 got {status}: the proxy that took it in early data says so "
+                    "(RFC 8470 §5.1)"
+                )
+    return "Early purchases are sent back, reading may come early, and the proxy's word counts."
+
+
+_HANDLER = (
+    "from labkit.servers import Response\n\n\n"
+    "def handle(request, sold):\n"
+    "    early = {early}\n"
+    "    if {refused}:\n"
+    '        return Response.text("too early\\n", 425)\n'
+    '    if request.method == "GET":\n'
+    '        return Response.text("prices\\n")\n'
+    "    sold.append(request.target)\n"
+    '    return Response.text("sold\\n", 201)\n'
+)
+_EARLY = 'request.facts.get("early_data") or request.header("early-data") == "1"'
+
+TOO_EARLY = TEXT.exercise("too_early", _judge_too_early)
+
+
+# Exercise 2: once, whatever comes.
+
+
+def _judge_once(answer: Callable[..., Any]) -> str:
+    answers: dict[Any, Any] = {}
+    charged: list[bytes] = []
+
+    def sell(order: bytes) -> str:
+        if not isinstance(order, bytes):
+            raise InvalidValue(f"sell({order!r}): give it the order, request.body")
+        charged.append(order)
+        return f"receipt {len(charged)}\n"
+
+    def handler(request: Request) -> Response:
+        if request.method == "GET":
+            return Response.text("prices\n")
+        response: Response = answer(request, answers, sell)
+        return response
+
+    with Lab(rtt_ms=RTT_MS) as lab, EarlyDataServer(lab.server, handler, replay_protection=False) as server:
+        client = EarlyDataClient(lab.client, server)
+        client.fetch("/prices")  # brings the ticket
+        first = client.fetch("/buy", "POST", b"order 1")
+        _raised(server)
+        if charged != [b"order 1"] or first.status != 201:
+            raise Wrong(f"an early order got {first.status}, charged {len(charged)} times: sell it once and answer 201")
+        client.replay()
+        _raised(server)
+        if len(charged) > 1:
+            raise Wrong("a replay, from another port, was charged again: what do both copies have in common?")
+        again = EarlyDataClient(lab.client, server).fetch("/buy", "POST", b"order 1")
+        if len(charged) > 1:
+            raise Wrong("the client sent its order again after the handshake, and was charged again")
+        if (again.status, again.body) != (first.status, first.body):
+            raise Wrong(
+                f"the client sent its order again and got {again.status} {again.body!r}, first it was {first.status} "
+                f"{first.body!r}: whoever has lost the first answer needs that one"
+            )
+        client.fetch("/buy", "POST", b"order 2")
+        _raised(server)
+        if charged != [b"order 1", b"order 2"]:
+            raise Wrong("a second order, for the same thing, was not sold: the same target is not the same order")
+    return "One charge for each order, however often it comes, and the same receipt."
+
+
+_ONCE = (
+    "from labkit.servers import Response\n\n\n"
+    "def handle_order(request, answers, sell):\n"
+    "    order = {key}\n"
+    "    if order not in answers:\n"
+    "        answers[order] = Response.text(sell(request.body), 201)\n"
+    "{otherwise}    return answers[order]\n"
+)
+
+ONCE = TEXT.exercise("once", _judge_once)
+
+EXERCISES = (TOO_EARLY, ONCE)
+
+QUIZ = TEXT.quiz
+
+
+def hidden_trace(lab: Lab) -> HiddenTrace:
+    """A request in early data on this lab, with four blanks."""
+
+    def early() -> Captured:
+        return measure_once(lab, "tls1.3-0rtt").capture
+
+    # What stands in one segment with what, and so the sequence numbers, is the kernel's doing.
+    capture = lab.live_or_recorded("https.early_data/trace", early)
+    packets = [group for group in connections(capture.messages) if begins(group[0])][-1]
+    return HiddenTrace(
+        "https.early_data.trace",
+        timeline(packets).packets,
+        [
+            Blank("GET /", "round trip", "the request does not wait for anything that TLS says"),
+            Blank("HTTP/1.1 200", "seq", "add up what the server has sent before it, and its SYN"),
+            Blank("EndOfEarlyData", "what", "with it the client says that the next bytes use other keys"),
+            Blank("NewSessionTicket", "round trip", "the server sends it when it has the client's Finished"),
+        ],
+        hints=(
+            "TCP's handshake is the first round trip. What leaves with the ACK belongs to the second.",
+            "Each side's SYN has number 0. The server's next packet begins where the payload of the one before ends.",
+            "RFC 8446 §4.5 names the message that ends early data. It stands before the client's Finished.",
+        ),
+        explanation=(
+            "The request leaves with the ClientHello, and its answer with the server's Finished. The client's own "
+            "Finished comes after that, and only then does the server know that somebody is there who holds the keys."
+        ),
+        tier=capture.tier,
+    )

@@ -1,1 +1,0 @@
-"""What ``labkit new-section`` copies: a section that already keeps the contract, to be rewritten piece by piece."""
