@@ -15,12 +15,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labkit import recorded
+from labkit.recorded import FOLDERS
 
 if TYPE_CHECKING:
     from book.learn.contents import Chapter, Contents, Section, contents
     from book.learn.exercise import Exercise, Mistake
     from book.learn.grading import Outcome, Verdict, Wrong
+    from book.learn.live import recorded
     from book.learn.overview import Overview, done, overview
     from book.learn.predictions import Choice, Number, Order, Panel, Prediction, ask, predict
     from book.learn.progress import Progress, progress
@@ -32,6 +33,7 @@ _MODULES = {
     "contents": ("Chapter", "Contents", "Section", "contents"),
     "exercise": ("Exercise", "Mistake"),
     "grading": ("Outcome", "Verdict", "Wrong"),
+    "live": ("recorded",),
     "overview": ("Overview", "done", "overview"),
     "predictions": ("Choice", "Number", "Order", "Panel", "Prediction", "ask", "predict"),
     "progress": ("Progress", "progress"),
@@ -69,9 +71,10 @@ __all__ = [
     "overview",
     "predict",
     "progress",
+    "recorded",
 ]
 
-recorded.FOLDERS.insert(0, Path(__file__).parent / "recordings")
+FOLDERS.insert(0, Path(__file__).parent / "recordings")
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ STEPS = [
     "Quiz",
     "Keep",
 ]
+CHECKED = "nbval-check-output"
 GLOSSARY = contents()["introduction.glossary"]
 EACH = pytest.mark.parametrize("section", WRITTEN, ids=lambda section: section.id)
 EACH_LESSON = pytest.mark.parametrize("section", LESSONS, ids=lambda section: section.id)
@@ -104,7 +105,7 @@ def test_the_steps_in_their_order(section: Section) -> None:
     for word in ("**Numbers:**", "**Sources:**", "**What next:**"):
         assert word in keep
     assert f'done("{section.id}")' in [cell["source"] for cell in cells_of(section)]
-    assert any("NBVAL_CHECK_OUTPUT" in cell["source"] for cell in cells_of(section))
+    assert any(CHECKED in cell["metadata"].get("tags", ()) for cell in cells_of(section))
 
 
 @EACH_LESSON

@@ -4,7 +4,7 @@
 
 It says how many passed, which cells failed and why, how long it took, and what memory and processor time the learners
 took, with the helper processes of their labs. A learner passes when no cell raises and every cell that is marked
-NBVAL_CHECK_OUTPUT prints what is stored. The exit code is 1 when one did not.
+the tag nbval-check-output prints what is stored. The exit code is 1 when one did not.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def read_cells(notebook: Path) -> list[Cell]:
         if cell["cell_type"] == "code":
             source = "".join(cell["source"])
             texts = ["".join(each["text"]) for each in cell["outputs"] if each["output_type"] == "stream"]
-            cells.append(Cell(number, source, "".join(texts) if "# NBVAL_CHECK_OUTPUT" in source else None))
+            checked = "nbval-check-output" in cell["metadata"].get("tags", ())
+            cells.append(Cell(number, source, "".join(texts) if checked else None))
     return cells
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import describe
-from book.learn.judging import happens, wait_until
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
@@ -20,6 +19,7 @@ from labkit.lab import Lab
 from labkit.network.host import Counters
 from labkit.queues.diag import LISTEN, NETLINK_SOCK_DIAG, ask, request
 from labkit.queues.watch import Watch
+from labkit.waiting import happens, wait_until
 
 TEXT = Text(__file__)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import describe
-from book.learn.judging import happens
 from labkit.capture.captured import Captured
 from labkit.capture.headers import decode
 from labkit.capture.messages import Dissected
@@ -23,6 +22,7 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.queues.history import History
+from labkit.waiting import happens
 
 TEXT = Text(__file__)
 

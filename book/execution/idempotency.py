@@ -18,12 +18,13 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import Deadline, describe
-from book.learn.judging import serving, wait_until
+from book.learn.judging import serving
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.servers import HttpServer, Request, Response
+from labkit.waiting import wait_until
 
 TEXT = Text(__file__)
 

@@ -14,7 +14,7 @@ from book import Blank, HiddenTrace, Text, Wrong
 from book.execution.roles import unacknowledged, unread
 from book.execution.workload import FAST, SLOW
 from book.learn.grading import describe
-from book.learn.judging import running, wait_until
+from book.learn.judging import running
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
@@ -22,6 +22,7 @@ from labkit.lab import Lab
 from labkit.load.server_process import ServerProcess
 from labkit.network.tiers import origin
 from labkit.plots import Picture, style
+from labkit.waiting import wait_until
 
 TEXT = Text(__file__)
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from book import Blank, HiddenTrace, Text, Wrong
 from book.execution.workload import FAST
 from book.learn.grading import describe
-from book.learn.judging import happens, running, wait_until
+from book.learn.judging import running
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
@@ -29,6 +29,7 @@ from labkit.network.tiers import origin
 from labkit.plots import Picture, style
 from labkit.queues.history import History, total
 from labkit.queues.run_queue import state
+from labkit.waiting import happens, wait_until
 
 TEXT = Text(__file__)
 

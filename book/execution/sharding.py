@@ -15,12 +15,12 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import Deadline, describe
-from book.learn.judging import happens
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.queues.watch import Watch
+from labkit.waiting import happens
 
 TEXT = Text(__file__)
 

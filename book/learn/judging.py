@@ -6,7 +6,6 @@ import contextlib
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -85,22 +84,6 @@ def running(function: Callable[..., Any], *args: Any) -> Iterator[list[BaseExcep
         if raised:
             raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
         raise
-
-
-def happens(condition: Callable[[], object], seconds: float = WAIT_S) -> bool:
-    """Look again and again whether a condition holds. Returns whether it did before the deadline, in seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(LOOK_S)
-    return True
-
-
-def wait_until(condition: Callable[[], object], seconds: float = WAIT_S) -> None:
-    """Look again and again until a condition holds. Raises MeasurementFailed where it does not in so many seconds."""
-    if not happens(condition, seconds):
-        raise MeasurementFailed(f"it did not happen in {seconds:g} s: is the machine too busy? Try again")
 
 
 def least(measure: Callable[[], int], enough: int, times: int = 4) -> int:

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from looking import boxes, look_at, overlaps, texts
 
-from book.learn.judging import wait_until
 from labkit import InvalidValue, Lab, LabClosed
 from labkit.load.load import Load
 from labkit.load.trial import Trial
@@ -25,6 +24,7 @@ from labkit.queues.fill import fill
 from labkit.queues.history import ConnectionHistory, History, ListenerHistory, Steps
 from labkit.queues.run_queue import ThreadTimes
 from labkit.queues.watch import Watch
+from labkit.waiting import wait_until
 
 CLIENT = "10.77.0.1:40000"
 EMPTY = History(
