@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
-from book.execution.many_readers import listen, wait_until
+from book.execution.clients import listen
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
+from labkit.waiting import wait_until
 
 TEXT = Text(__file__)
 
@@ -82,10 +83,10 @@ class _Dispatcher:
 
     def finish(self, name: str) -> None:
         """A worker is done with this request."""
-        wait_until(lambda: self.raised or name in self.running, f"the request for /{name} is worked on")
+        wait_until(lambda: self.raised or name in self.running, what=f"the work on /{name}")
         self.check()
         self._done.sendall(f"{name}\n".encode())
-        wait_until(lambda: self.raised or name in self.done, f"the worker with /{name} is done")
+        wait_until(lambda: self.raised or name in self.done, what=f"the end of the work on /{name}")
         self.check()
 
     def check(self) -> None:
@@ -230,7 +231,7 @@ def _judge_in_order(in_order: Callable[..., Any]) -> str:
         for number, names in ((1, ("a1", "a2", "a3")), (2, ("b1",))):
             clients[number].ask(*names)
             # The dispatcher numbers connections as it accepts them, and these come one after the other.
-            wait_until(lambda names=names: set(names) <= set(server.running), "all are worked on")  # type: ignore[misc]
+            wait_until(lambda names=names: set(names) <= set(server.running), what="the work on all of them")  # type: ignore[misc]
 
         def expect(number: int, name: str, why: str) -> None:
             if _split(b"".join(server.sent[number])[read[number] :]) is None:
@@ -279,7 +280,7 @@ def _judge_admit(admit: Callable[..., Any]) -> str:
         def ask(name: str) -> bool:
             """Whether it is let in: it waits, or is worked on."""
             client.ask(name)
-            wait_until(lambda: server.raised or name in server.admitted, f"what becomes of /{name}")
+            wait_until(lambda: server.raised or name in server.admitted, what=f"a decision about /{name}")
             server.check()
             return server.admitted[name] is None
 
@@ -303,7 +304,7 @@ def _judge_admit(admit: Callable[..., Any]) -> str:
         for name in ("busy1", "busy2", "w1", "w2", "w3"):
             server.finish(name)
             client.response()
-        wait_until(lambda: list(server.running) == ["w4"] and not server.waiting, "only w4 is left")
+        wait_until(lambda: list(server.running) == ["w4"] and not server.waiting, what="the end of all but w4")
         for name in ("x1", "x2"):
             if not ask(name):
                 raise Wrong("the queue was empty again, and a request was refused")
@@ -337,7 +338,7 @@ def _pipelined(lab: Lab) -> Captured:
         client = _Client(lab, stack, server)
         for name in ("slow", "fast"):
             client.ask(name)
-            wait_until(lambda name=name: name in server.running, f"/{name} is worked on")  # type: ignore[misc]
+            wait_until(lambda name=name: name in server.running, what=f"the work on /{name}")  # type: ignore[misc]
         for name in ("fast", "slow"):
             server.finish(name)
             client.response()

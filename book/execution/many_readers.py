@@ -1,7 +1,4 @@
-"""What the section "One acceptor, many readers" asks: two exercises with their judges, the hidden trace, the quiz.
-
-Also the clients and the picture of its experiments, which the next section uses, too.
-"""
+"""What the section "One acceptor, many readers" asks: two exercises with their judges, the hidden trace, the quiz."""
 
 from __future__ import annotations
 
@@ -9,222 +6,21 @@ import contextlib
 import selectors
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
+from book.execution.clients import PORT, WAIT_S, listen
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
-from labkit.errors import NotReady
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
-from labkit.network.host import Host
-from labkit.network.tiers import origin
-from labkit.plots import style
-from labkit.plots.picture import Picture
-from labkit.queues.diag import CONNECTIONS, NETLINK_SOCK_DIAG, ask, request
 
 TEXT = Text(__file__)
 
-PORT = 8080
 RTT_MS = 5
-WAIT_S = 10.0
 SOON_S = 5.0  # for what arrives within a round trip or never
 READERS = 4
-
-# The clients of the experiments, and their picture.
-
-
-def listen(host: Host, port: int) -> socket.socket:
-    """A listening socket on a host. Its accept waits ten seconds at most, and raises TimeoutError."""
-    with host:
-        listener = socket.create_server((host.ip, port))
-    listener.settimeout(WAIT_S)
-    return listener
-
-
-def wait_until(happened: Callable[[], object], what: str) -> None:
-    """Look again and again. Raises NotReady where it has not happened in ten seconds."""
-    deadline = time.monotonic() + WAIT_S
-    while not happened():
-        if time.monotonic() > deadline:
-            raise NotReady(f"{what}: not within {WAIT_S:g} s")
-        time.sleep(0.002)
-
-
-class Callers:
-    """Clients on a lab's client, numbered from 1, that connect one after the other and keep their connections.
-
-    Args:
-        lab: the lab; the server is on its host "server".
-        port: of the server.
-        count: how many there are.
-    """
-
-    def __init__(self, lab: Lab, port: int, count: int) -> None:
-        self._lab, self._port = lab, port
-        self._sockets: dict[int, socket.socket] = {}
-        self._start = time.monotonic()
-        self.rows: dict[int, dict[str, Any]] = {}
-        try:
-            for _ in range(count):
-                self.call()
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def __enter__(self) -> Callers:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for each in self._sockets.values():
-            each.close()
-
-    def call(self) -> int:
-        """One client more connects. Returns its number."""
-        number = len(self._sockets) + 1
-        with self._lab.client:
-            self._sockets[number] = socket.create_connection(("server.lab", self._port), timeout=WAIT_S)
-        return number
-
-    def ask(self, request: bytes, numbers: Iterable[int] | None = None) -> None:
-        """Some clients, or all, send a request, in the order of their numbers."""
-        if not any(row["answered_s"] is None for row in self.rows.values()):
-            self._start, self.rows = time.monotonic(), {}
-        for number in self._sockets if numbers is None else numbers:
-            kind = request.split()[1].decode()
-            row = {"number": number, "kind": kind, "sent_s": self.now(), "answered_s": None, "by": "", "unread": 0}
-            self.rows[number] = row
-            self._sockets[number].sendall(request)
-
-    def wait(self, numbers: Iterable[int] | None = None) -> list[str]:
-        """Wait for the responses of some clients, or of all that have asked. Returns who sent them, by number."""
-        wanted = sorted(self.rows if numbers is None else numbers)
-        missing = [number for number in wanted if self.rows[number]["answered_s"] is None]
-        deadline = time.monotonic() + WAIT_S
-        with selectors.DefaultSelector() as selector:
-            for number in missing:
-                selector.register(self._sockets[number], selectors.EVENT_READ, number)
-            while selector.get_map():
-                events = selector.select(max(0.0, deadline - time.monotonic()))
-                if not events:
-                    late = [key.data for key in selector.get_map().values()]
-                    raise NotReady(f"no response for client {', '.join(map(str, sorted(late)))} within {WAIT_S:g} s")
-                for key, _ in events:
-                    response = self._sockets[key.data].recv(4096)
-                    selector.unregister(key.fileobj)
-                    if not response:
-                        raise NotReady(f"the connection of client {key.data} was closed without a response")
-                    row = self.rows[key.data]
-                    row["answered_s"], row["by"] = self.now(), response.partition(b"\r\n\r\n")[2].decode()
-        return [self.rows[number]["by"] for number in wanted]
-
-    def look(self, expected: Sequence[int] = ()) -> dict[int, int]:
-        """Ask the server's kernel how many bytes of each client nobody has read.
-
-        Args:
-            expected: clients whose bytes are expected to lie there, and no others'. Waits until it is so.
-
-        Returns:
-            bytes by the client's number, without those that have none.
-
-        Raises:
-            NotReady: it did not come to that.
-        """
-        self._lab.wire.settle()  # what was sent has arrived
-
-        def as_expected() -> bool:
-            self._unread = self._ask_the_kernel()
-            return set(self._unread) == set(expected)
-
-        wait_until(as_expected, f"unread bytes of client {', '.join(map(str, expected)) or '(none)'}")
-        for number, row in self.rows.items():
-            row["unread"] = self._unread.get(number, 0)
-        return self._unread
-
-    def _ask_the_kernel(self) -> dict[int, int]:
-        numbers = {"{}:{}".format(*each.getsockname()): number for number, each in self._sockets.items()}
-        with self._lab.server.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as netlink:
-            entries = list(ask(netlink, request(states=CONNECTIONS, port=self._port)))
-        found = {numbers[entry.peer]: entry.receive_queue for entry in entries if entry.peer in numbers}
-        return {number: unread for number, unread in sorted(found.items()) if unread}
-
-    def cut(self, count: int) -> list[int]:
-        """Wait until so many connections have ended, and let those go. Returns their numbers."""
-        ended: list[int] = []
-
-        def enough() -> bool:
-            for number, each in self._sockets.items():
-                if number not in ended and self._has_ended(each):
-                    ended.append(number)
-            return len(ended) >= count
-
-        wait_until(enough, f"the end of {count} connections")
-        return sorted(ended)
-
-    @staticmethod
-    def _has_ended(each: socket.socket) -> bool:
-        with selectors.DefaultSelector() as selector:
-            selector.register(each, selectors.EVENT_READ)
-            if not selector.select(0):
-                return False
-        try:
-            return each.recv(1, socket.MSG_PEEK) == b""
-        except OSError:
-            return True
-
-    def now(self) -> float:
-        """Seconds since the first request."""
-        return time.monotonic() - self._start
-
-
-COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
-
-
-def plot_waits(rows: Sequence[dict[str, Any]], tier: str, title: str, *, released_s: float, released: str) -> Picture:
-    """From request to response, a line for each client, in the colour of who answered.
-
-    Args:
-        rows: of ``Callers.rows``.
-        tier: of the lab, or "recorded, …".
-        title: what was found.
-        released_s: when what others waited for was over, seconds after the first request.
-        released: what that was.
-    """
-    names = sorted({row["by"] for row in rows})
-    figure, axes = style.new_figure(1.2 + 0.3 * len(rows))
-    words = []
-    for row in rows:
-        begin, end = 1000 * row["sent_s"], 1000 * row["answered_s"]
-        colour = COLOURS[names.index(row["by"]) % len(COLOURS)]
-        axes.barh(row["number"], end - begin, 0.5, begin, color=colour)
-        axes.plot(end, row["number"], "o", color=colour, markeredgecolor="white", markersize=8)
-        unread = f", {row['unread']} bytes lay unread" if row["unread"] else ""
-        text = f"{row['kind']} by {row['by']}{unread}"
-        axes.annotate(
-            text,
-            (end, row["number"]),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=style.SIZE,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
-        words.append(f"client {row['number']}: {text}, {begin:.0f} to {end:.0f} ms")
-    axes.axvline(1000 * released_s, color=style.INK, linestyle="--", linewidth=1, zorder=0)
-    axes.annotate(
-        f"{released} ", (1000 * released_s, 0.35), ha="right", va="center", fontsize=style.SIZE, color=style.INK
-    )
-    axes.set_ylim(max(row["number"] for row in rows) + 0.6, -0.1)
-    axes.set_xlim(0, 1.55 * max(1000 * row["answered_s"] for row in rows))
-    axes.set_yticks([row["number"] for row in rows])
-    axes.set_ylabel("client", fontsize=style.SIZE)
-    axes.set_xlabel("from request to response: milliseconds after the first request", fontsize=style.SIZE)
-    style.set_title(axes, title)
-    style.add_note(figure, origin(tier, "Measured"))
-    return Picture(figure, f"{title}. {'; '.join(words)}. {released} after {1000 * released_s:.0f} ms.")
-
 
 # What the judges need: readers that can die, in threads, so that they can be judged without a kernel's network.
 

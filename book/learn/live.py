@@ -7,8 +7,8 @@
 
     burst(lab, 8)      # live, or what "burst, 8" of this section was when it was recorded
 
-The recording is called as the function, with its arguments, in the folder of the section: that of the module, or that
-which gave the lab of a notebook its name.
+The recording is called as the function, with its arguments, in the folder of the section: that which gave the lab of a
+notebook its name, or, for a lab without one, that of the module. So sections can share a measurement.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def recorded(function: Any = None, *, needs: str = "kernel") -> Any:
 
 
 def _key(function: Callable[..., Any], lab: Lab, args: tuple[Any, ...]) -> str:
-    section = function.__module__.removeprefix("book.") if function.__module__.startswith("book.") else lab.name
+    module = function.__module__
+    section = lab.name or (module.removeprefix("book.") if module.startswith("book.") else "")
     if not section:
         raise InvalidValue(
             f"runs of {function.__name__!r} are recorded for a section: give its id to the lab, Lab(name='https.tfo')"

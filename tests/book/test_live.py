@@ -48,13 +48,15 @@ def test_what_needs_sysctls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_a_section_names_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A function of the section's module needs no name of a lab."""
+    """A function of the section's module needs no name of a lab; a lab's name says which section shares it."""
     monkeypatch.setattr(recordings, "FOLDERS", [tmp_path])
     monkeypatch.setenv("LABKIT_RECORD", str(tmp_path))
     section = ModuleType("book.t.s")
     exec("def trace(lab):\n    return 1\n", vars(section))
     with Lab(rtt_ms=0) as lab:
         assert recorded(section.trace)(lab) == recordings.recall("t.s/trace") == 1
+        with Lab(rtt_ms=0, name="t.other") as other:
+            assert recorded(section.trace)(other) == recordings.recall("t.other/trace") == 1
         with pytest.raises(InvalidValue, match=r"give its id to the lab, Lab\(name='https\.tfo'\)"):
             recorded(measure)(lab)
         with pytest.raises(InvalidValue, match=r"\[1\]: a recorded measurement takes numbers"):
