@@ -51,7 +51,7 @@ from labkit.loopback.frames import (
     tcp_frame,
     udp_frame,
 )
-from labkit.network.wire import AWAKE_NS, Direction, Port, Wire
+from labkit.network.wire import AWAKE_NS, Port, Wire
 
 LOOPBACK_ADDRESS = "127.0.0.1"
 START_TIMEOUT_S = 20.0
@@ -93,11 +93,8 @@ def acknowledge_at_once(sock: socket.socket) -> None:
 class HostPort(Port):
     """Where a host is plugged in. Its frames are made by the relay, and arrive there."""
 
-    def __init__(self, host: str, seed: int, send: Callable[[bytes], int]) -> None:
-        self.host = host
+    def __init__(self, send: Callable[[bytes], int]) -> None:
         self.send = send  # type: ignore[assignment]  # a socket's takes flags, too
-        self.up = Direction(host, "up", seed)
-        self.down = Direction(host, "down", seed)
 
     def missed(self) -> int:
         return 0
@@ -421,7 +418,7 @@ class Relay(Wire):
             self.arrive(request["number"], data)
             return len(data)
 
-        return HostPort(request["host"], self.seed, send)
+        return HostPort(send)
 
     def obey(self, message: dict[str, Any], request: Request) -> Reply | None:
         operation = message["op"]
@@ -532,14 +529,14 @@ class Relay(Wire):
         """A host sends a frame."""
         number = frame[11]
         self.copy(number, True, frame)
-        counts = self.ports[number].up.counts
+        counts = self.fate.links[number][0].counts
         counts.frames += 1
         counts.bytes += len(frame)
-        path = self.paths.get((number, frame[5]))
+        path = self.fate.paths.get((number, frame[5]))
         if path is None:
             counts.unaddressed += 1
         else:
-            self.decide(path, frame, time.monotonic_ns(), lossless=lossless)
+            self.fate.decide(path, frame, time.monotonic_ns(), lossless=lossless)
 
     def arrive(self, number: int, frame: bytes) -> None:
         """A frame has reached a host."""
@@ -567,12 +564,6 @@ class Relay(Wire):
         )
         return reply, passed
 
-    def next_due_ns(self) -> int | None:
-        due = [path.queue[0][0] for path in self.paths.values() if path.queue]
-        if self.overtaking:
-            due.append(self.overtaking[0][0])
-        return min(due, default=None)
-
     def serve(self, timeout_s: float) -> None:
         """Wait for sockets, and serve those that are ready."""
         if timeout_s and hasattr(self.selector, "fileno"):
@@ -592,7 +583,7 @@ class Relay(Wire):
         parent, started = os.getppid(), time.monotonic()
         while True:
             self.deliver()
-            due = self.next_due_ns()
+            due = self.fate.next_due_ns()
             wait_s = LOOK_EVERY_S
             if due is not None:
                 wait_s = min(wait_s, max(0.0, (due - AWAKE_NS - time.monotonic_ns()) / 1e9))

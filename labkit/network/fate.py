@@ -1,0 +1,250 @@
+"""What happens to a frame: whether it is lost, how often it arrives, and when. Pure: no socket, no clock.
+
+Frames enter by their sender's link ("up") and leave by the receiver's ("down"). Each link has a delay, a loss and a
+rate of its own, and its own random numbers. A frame's fate is decided when it enters: what loses it, and when it is due
+at the other end. A rate is kept as the time at which the link is free again. Frames of a path stay in order, except
+those that are meant to overtake. The same seed, frames and times give the same fates.
+
+Who has the frames (labkit.network.wire, labkit.loopback.relay) tells the time and takes away what is due. Standard
+library only.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from labkit.network.link import Counts, Link
+from labkit.network.ring import RingFrame
+
+IPPROTO = {6: "tcp", 17: "udp"}
+OLDEST_NS = 50_000_000  # a frame that is older was not held up: a clock was set
+
+
+class Direction:
+    """One direction of one host's link: its settings, its random numbers, its counts."""
+
+    def __init__(self, host: str, way: str, seed: int) -> None:
+        self.host, self.way = host, way
+        self.link = Link()
+        self.random = random.Random()
+        self.seed(seed)
+        self.counts = Counts()
+        self.free_at_ns = 0
+
+    def seed(self, seed: int) -> None:
+        # A stream of random numbers for each direction, so that what one direction carries never changes
+        # which frames the other loses: the same seed and traffic give the same losses.
+        self.random.seed(f"{seed}/{self.host}/{self.way}")
+
+    @property
+    def plain(self) -> bool:
+        """Nothing but a delay."""
+        link = self.link
+        return not (link.loss or link.jitter_ms or link.reorder or link.duplicate) and link.rate_mbps is None
+
+
+class Path:
+    """Frames under way from one host to another, in the order of their due times."""
+
+    def __init__(self, up: Direction, down: Direction, to: int) -> None:
+        self.up, self.down, self.to = up, down, to
+        self.queue: deque[tuple[int, bytes]] = deque()
+        self.last_due_ns = 0
+        self.plain = True
+        self.delay_ns = 0
+        self.settle()
+
+    def settle(self) -> None:
+        """Work out once what holds for every frame, after the settings of a link have changed."""
+        self.plain = self.up.plain and self.down.plain
+        self.delay_ns = round((self.up.link.rtt_ms + self.down.link.rtt_ms) * 1_000_000 / 2)
+
+
+class ActiveRule:
+    """A rule at work (see link.Rule) and how often it matched and acted."""
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.action: str = message["action"]
+        self.conditions = {
+            key: message[key]
+            for key in ("source", "destination", "protocol", "tcp_flags", "payload")
+            if message[key] is not None
+        }
+        self.port = message["port"]
+        self.contains = None if message["contains"] is None else bytes.fromhex(message["contains"])
+        self.skip, self.count = message["skip"], message["count"]
+        self.delay_ns = round(message["delay_ms"] * 1_000_000)
+        self.matched = self.acted = 0
+
+    def acts_on(self, packet: dict[str, Any]) -> bool:
+        """Whether the rule acts on this packet. Counts it where it matches."""
+        if any(packet.get(key) != wanted for key, wanted in self.conditions.items()):
+            return False
+        if self.port is not None and self.port not in packet.get("ports", ()):
+            return False
+        if self.contains is not None and self.contains not in packet.get("data", b""):
+            return False
+        self.matched += 1
+        if self.matched <= self.skip or (self.count is not None and self.acted >= self.count):
+            return False
+        self.acted += 1
+        return True
+
+
+def describe(frame: bytes, source: str, destination: str) -> dict[str, Any]:
+    """What rules can ask of a frame: protocol, ports, TCP flags, payload. Needs no more than the headers say."""
+    packet: dict[str, Any] = {"source": source, "destination": destination}
+    ethertype = int.from_bytes(frame[12:14], "big")
+    if ethertype == 0x0800 and len(frame) >= 34:
+        protocol, start = frame[23], 14 + 4 * (frame[14] & 15)
+        end = 14 + int.from_bytes(frame[16:18], "big")
+    elif ethertype == 0x86DD and len(frame) >= 54:
+        protocol, start = frame[20], 54
+        end = 54 + int.from_bytes(frame[18:20], "big")
+    else:
+        return packet
+    later_fragment = ethertype == 0x0800 and int.from_bytes(frame[20:22], "big") & 0x1FFF
+    if protocol not in IPPROTO or later_fragment or len(frame) < start + 8:
+        return packet
+    packet["protocol"] = IPPROTO[protocol]
+    packet["ports"] = tuple(int.from_bytes(frame[at : at + 2], "big") for at in (start, start + 2))
+    header = 8
+    if protocol == 6 and len(frame) >= start + 20:
+        packet["tcp_flags"] = frame[start + 13] & ~0x08
+        header = 4 * (frame[start + 12] >> 4)
+    packet["data"] = frame[start + header : end]
+    packet["payload"] = bool(packet["data"])
+    return packet
+
+
+class Fate:
+    """The links of a lab's hosts and what is under way between them. Times are of one monotonic clock, ns.
+
+    Attributes:
+        links: each host's two directions, up and down, by its number, the last byte of its MAC address.
+        paths: by the numbers of sender and receiver.
+        overtaking: frames outside the order of their path: a heap of due time, tie-breaker, frame, path.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.links: dict[int, tuple[Direction, Direction]] = {}
+        self.paths: dict[tuple[int, int], Path] = {}
+        self.rules: dict[int, ActiveRule] = {}
+        self.overtaking: list[tuple[int, int, bytes, Path]] = []
+        self.sequence = 0
+
+    def attach(self, number: int, host: str) -> None:
+        """One more host, with a path to and from each other."""
+        up, down = Direction(host, "up", self.seed), Direction(host, "down", self.seed)
+        for other, (other_up, other_down) in self.links.items():
+            self.paths[number, other] = Path(up, other_down, other)
+            self.paths[other, number] = Path(other_up, down, number)
+        self.links[number] = up, down
+
+    def set_link(self, number: int, link: Link, seed: int | None) -> None:
+        """Other settings for frames that enter from now on. A seed starts the link's random numbers again."""
+        for direction in self.links[number]:
+            direction.link = link
+            if seed is not None:
+                direction.seed(seed)
+        for path in self.paths.values():
+            path.settle()
+
+    def add_rule(self, message: dict[str, Any]) -> int:
+        """Put a rule to work, see link.Rule.as_message. Returns the number by which it is known."""
+        self.sequence += 1
+        self.rules[self.sequence] = ActiveRule(message)
+        return self.sequence
+
+    def take(self, number: int, frames: Iterable[RingFrame], wall_ns: int, now_ns: int) -> None:
+        """Decide the fate of frames that a host has sent, which the kernel has stamped with its wall clock.
+
+        Counting the delay from the stamp keeps a busy machine from adding to the RTT. A frame that came after the two
+        clocks were read has a negative age.
+        """
+        counts, paths, rules = self.links[number][0].counts, self.paths, self.rules
+        for frame in frames:
+            data = frame.data
+            counts.frames += 1
+            counts.bytes += len(data)
+            path = paths.get((number, data[5]))
+            if path is None or data[0] & 1:  # broadcast and multicast go nowhere: neighbours are permanent
+                counts.unaddressed += 1
+                continue
+            age = wall_ns - frame.time_ns
+            entered = now_ns - age if abs(age) < OLDEST_NS else now_ns
+            if path.plain and not rules:
+                due = entered + path.delay_ns
+                if due < path.last_due_ns:
+                    due = path.last_due_ns
+                path.last_due_ns = due
+                path.queue.append((due, data))
+            else:
+                self.decide(path, data, entered)
+
+    def decide(self, path: Path, data: bytes, entered_ns: int, *, lossless: bool = False) -> None:
+        """The fate of a frame on a path with faults, in the order in which it meets them.
+
+        `lossless` leaves out what only a protocol that repairs it could bear: loss, full queues, copies, overtaking.
+        """
+        up, down = path.up, path.down
+        extra_ns, copies, overtakes = 0, 1, False
+        if self.rules:
+            packet = describe(data, up.host, down.host)
+            for rule in self.rules.values():
+                if rule.acts_on(packet):
+                    if rule.action == "drop":
+                        up.counts.ruled_out += copies
+                        return
+                    if rule.action == "duplicate":
+                        if not lossless:
+                            copies += 1
+                            up.counts.duplicated += 1
+                    else:
+                        extra_ns += rule.delay_ns
+                        overtakes = not lossless
+        due = entered_ns
+        for direction in (up, down):
+            link, chance = direction.link, direction.random.random
+            if link.loss and not lossless and chance() < link.loss:
+                direction.counts.lost += copies
+                return
+            if link.rate_mbps is not None:
+                start = max(due, direction.free_at_ns)
+                if start - due > link.queue_ms * 1_000_000 and not lossless:
+                    direction.counts.overflowed += copies
+                    return
+                due = direction.free_at_ns = start + round(copies * len(data) * 8_000 / link.rate_mbps)
+            if link.duplicate and not lossless and chance() < link.duplicate:
+                direction.counts.duplicated += copies
+                copies *= 2
+            if link.reorder and not lossless and chance() < link.reorder:
+                direction.counts.reordered += 1
+                overtakes = True
+                continue
+            due += round(link.rtt_ms * 500_000)
+            if link.jitter_ms:
+                due += round(chance() * link.jitter_ms * 1_000_000)
+        if overtakes:
+            for _ in range(copies):
+                self.sequence += 1
+                heapq.heappush(self.overtaking, (due + extra_ns, self.sequence, data, path))
+            return
+        path.last_due_ns = due = max(due + extra_ns, path.last_due_ns)
+        path.queue.extend([(due, data)] * copies)
+
+    def under_way(self) -> int:
+        """How many frames have entered and were not taken away yet, copies included."""
+        return len(self.overtaking) + sum(len(path.queue) for path in self.paths.values())
+
+    def next_due_ns(self) -> int | None:
+        """When the next frame is due, None for no frame."""
+        due = [path.queue[0][0] for path in self.paths.values() if path.queue]
+        if self.overtaking:
+            due.append(self.overtaking[0][0])
+        return min(due, default=None)
