@@ -46,12 +46,13 @@ def recorded(function: Any = None, *, needs: str = "kernel") -> Any:
 
     @functools.wraps(function)
     def run(lab: Lab, *args: Any) -> Any:
-        return lab.live_or_recorded(_key(function, lab, args), function, lab, *args, needs=needs)
+        return lab.live_or_recorded(key_of(function, lab, args), function, lab, *args, needs=needs)
 
     return run
 
 
-def _key(function: Callable[..., Any], lab: Lab, args: tuple[Any, ...]) -> str:
+def key_of(function: Callable[..., Any], lab: Lab, args: tuple[Any, ...]) -> str:
+    """The key under which a measurement's run is recorded, see ``recorded``."""
     module = function.__module__
     section = lab.name or (module.removeprefix("book.") if module.startswith("book.") else "")
     if not section:
