@@ -1,12 +1,13 @@
 # `make` alone says what there is. Everything is made inside this checkout, in .venv.
-.PHONY: help env lab test lock clean
+.PHONY: help env lab test test-all lock clean
 
 help:
-	@echo "make lab    JupyterLab on the first notebook, only for this machine (ARGS=... for JupyterLab)"
-	@echo "make test   lint, types, tests and every notebook (ARGS=... for pytest)"
-	@echo "make env    only the environment, .venv (PYTHON=... chooses the interpreter)"
-	@echo "make lock   requirements.txt from both pyproject.toml, by uv (ARGS=--upgrade for newer versions)"
-	@echo "make clean  remove .venv and all caches"
+	@echo "make lab       JupyterLab on the first notebook, only for this machine (ARGS=... for JupyterLab)"
+	@echo "make test      lint, types, tests and every notebook (ARGS=... for pytest)"
+	@echo "make test-all  the same, and every notebook on every tier and as every user: for a release, and each night"
+	@echo "make env       only the environment, .venv (PYTHON=... chooses the interpreter)"
+	@echo "make lock      requirements.txt from both pyproject.toml, by uv (ARGS=--upgrade for newer versions)"
+	@echo "make clean     remove .venv and all caches"
 
 env:
 	@sh tools/make-env
@@ -22,6 +23,9 @@ test: env
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/pytest -n 3 $(ARGS)
+
+test-all: override ARGS += --full
+test-all: test
 
 lock:
 	@PATH="$$PATH:.venv/bin" uv pip compile --quiet --universal --extra test --annotation-style line \

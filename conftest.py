@@ -39,10 +39,12 @@ if HOME not in os.environ:
 os.environ["LABKIT_HOME"] = tempfile.mkdtemp(prefix="progress-", dir=os.environ[HOME])  # tests run side by side
 _alone = Path(os.environ[HOME], "alone")
 
+pytest_plugins = ["notebook_run"]  # in tests/, by `pythonpath`
+
 # Files whose tests take long and have nothing to share. Of all others one process runs the whole file: the cells of a
 # notebook share a kernel, the tests of a module its fixtures.
 ONE_BY_ONE = ("tests/test_tiers.py", "tests/test_notebooks.py", "tests/test_sections.py")
-FIRST = ("test_tiers.py", "test_notebooks.py")  # the longest: one that begins last would run alone for minutes
+FIRST = ("test_tiers.py", "test_notebooks.py")  # and notebooks: the longest, one that begins last would run alone
 ALONE = "alone"
 
 
@@ -50,7 +52,7 @@ ALONE = "alone"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, and last what measures time."""
     alone = {item for item in items if item.get_closest_marker(ALONE)}
-    items.sort(key=lambda item: (item in alone, item.path.name not in FIRST))
+    items.sort(key=lambda item: (item in alone, item.path.suffix != ".ipynb", item.path.name not in FIRST))
     # The scheduler, in another process, knows no more of a test than its name. Each process writes the same.
     _alone.write_text("\n".join(item.nodeid for item in items if item in alone))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import processes_of as find_processes
 
 from labkit import Lab
 
@@ -96,21 +97,7 @@ def until() -> Callable[..., None]:
 @pytest.fixture
 def processes_of() -> Callable[[object], dict[int, str]]:
     """``processes_of(lab.directory)``: the lab's processes, programs and daemons on this machine, by pid."""
-
-    def find(directory: object) -> dict[int, str]:
-        found = {}
-        mark = str(directory).encode()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    words, variables = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-                except OSError:
-                    continue
-                if mark in words or mark in variables:
-                    found[int(entry.name)] = words.replace(b"\0", b" ").decode("utf-8", "replace")
-        return found
-
-    return find
+    return find_processes
 
 
 @contextlib.contextmanager

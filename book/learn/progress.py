@@ -17,17 +17,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_data_path
 
-from labkit.doctor import Check
 from labkit.errors import InvalidValue
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two notebooks at once may undo each other's last change
     fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from labkit.doctor import Check
 
 VERSION = 1
 FILE = "progress.json"
@@ -245,6 +247,8 @@ def _parse(text: str) -> dict[str, Any]:
 
 def check() -> list[Check]:
     """What `labkit doctor` says of the place where progress is kept."""
+    from labkit.doctor import Check  # importing that module makes `labkit.doctor` the module, and not the function
+
     kept = progress()
     if why := kept.why_not_kept():
         found = f"cannot be kept in {kept.folder} ({why}): it lasts as long as a notebook's kernel"
