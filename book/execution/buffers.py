@@ -16,7 +16,6 @@ from typing import Any
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
-from labkit.capture.headers import decode
 from labkit.capture.messages import Dissected
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
@@ -82,17 +81,17 @@ def sampled_well(history: History, capture: Captured) -> bool:
 
 def most_in_flight(capture: Captured) -> int:
     """The most bytes that the client had sent and knew no acknowledgment of, by the packets of its connection."""
-    first = next(header.seq for transit in capture.transits if (header := decode(transit.data).tcp))
+    packets = [
+        (packet.transit, header, packet.payload) for packet in capture.messages if (header := packet.headers.tcp)
+    ]
+    first = packets[0][1].seq
     heard, most = [(0, 1)], 0  # when an acknowledgment arrived, and of what
-    for transit in capture.transits:
-        packet = decode(transit.data)
-        if packet.tcp is None:
-            continue
+    for transit, header, payload in packets:
         if transit.source == "server" and transit.received_ns:
-            heard.append((transit.received_ns, (packet.tcp.ack - first) % 2**32))
-        elif packet.length:
+            heard.append((transit.received_ns, (header.ack - first) % 2**32))
+        elif payload:
             known = max(ack for arrived_ns, ack in heard if arrived_ns <= transit.time_ns)
-            most = max(most, (packet.tcp.seq - first) % 2**32 + packet.length - known)
+            most = max(most, (header.seq - first) % 2**32 + payload - known)
     return most
 
 
@@ -361,7 +360,7 @@ def _named(packets: Sequence[Dissected]) -> list[Dissected]:
     said: set[str] = set()
     closed = False
     for packet in packets:
-        header = decode(packet.transit.data).tcp
+        header = packet.headers.tcp
         name = ""
         if header is not None and packet.label == "ACK" and not packet.payload:
             if not packet.from_client and header.window == 0:

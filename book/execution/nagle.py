@@ -21,7 +21,6 @@ from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import Deadline, describe
 from book.learn.judging import serving
 from labkit.capture.captured import Captured
-from labkit.capture.headers import decode
 from labkit.capture.messages import Dissected
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections, steps
@@ -138,12 +137,12 @@ def sent_together(capture: Captured) -> int:
 
 
 def _seq(packet: Dissected) -> int:
-    header = decode(packet.transit.data).tcp
+    header = packet.headers.tcp
     return header.seq if header else 0
 
 
 def _ack(packet: Dissected) -> int:
-    header = decode(packet.transit.data).tcp
+    header = packet.headers.tcp
     return header.ack if header else 0
 
 

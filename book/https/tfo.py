@@ -12,7 +12,7 @@ from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import describe
 from book.learn.judging import least, watch_nodelay
 from labkit.capture.captured import Captured
-from labkit.capture.headers import ACK, SYN, decode
+from labkit.capture.headers import ACK, SYN
 from labkit.capture.messages import Dissected
 from labkit.errors import MeasurementFailed
 from labkit.handshakes import TcpClient, measure, measure_once
@@ -249,7 +249,7 @@ def _seen(packets: Sequence[Dissected]) -> Seen:
     found: Seen = []
     first: int | None = None
     for packet in packets:
-        header = decode(packet.transit.data).tcp
+        header = packet.headers.tcp
         assert header is not None
         first = header.seq if first is None else first
         flags = ("S" if header.flags & SYN else "") + ("A" if header.flags & ACK else "")

@@ -9,7 +9,6 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.judging import least, serving, watch_nodelay
-from labkit.capture.headers import decode
 from labkit.errors import MeasurementFailed
 from labkit.handshakes import measure_once
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
@@ -124,7 +123,7 @@ def _server_stream(version: str) -> bytes:
         (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
     # What a kernel has sent again because its acknowledgment was late does not stand twice in the stream.
     mine = [packet for packet in packets if not packet.from_client and not packet.retransmission]
-    return b"".join(decode(packet.transit.data).payload for packet in mine)
+    return b"".join(packet.headers.payload for packet in mine)
 
 
 def _serve_once(listener: socket.socket, context: ssl.SSLContext) -> None:

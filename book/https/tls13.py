@@ -10,7 +10,6 @@ from collections.abc import Callable
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.judging import least, serving, the_request, watch_nodelay
 from labkit.capture.capture import Capture
-from labkit.capture.headers import decode
 from labkit.handshakes import measure_once
 from labkit.handshakes.phases import Timeline
 from labkit.lab import Lab
@@ -55,7 +54,7 @@ def server_stream(capture: Capture, line: Timeline) -> bytes:
     """All that the server sent over one connection, in order, as somebody between the two sees it."""
     pieces: dict[int, bytes] = {}
     for packet in line.packets:
-        segment = decode(packet.transit.data)
+        segment = packet.headers
         if not packet.from_client and segment.payload and segment.tcp is not None:
             pieces.setdefault(segment.tcp.seq, segment.payload)
     return b"".join(pieces.values())

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from book.learn.exercise import folded
 from book.learn.grading import Verdict
 from book.learn.progress import progress
-from labkit.capture.headers import decode
 from labkit.capture.messages import Dissected
 from labkit.errors import InvalidValue
 from labkit.handshakes.phases import steps
@@ -158,7 +157,7 @@ def _worth_showing(packets: Sequence[Dissected]) -> list[tuple[Dissected, int]]:
 
 
 def _row(number: int, packet: Dissected, step: int) -> dict[str, Any]:
-    header = decode(packet.transit.data).tcp
+    header = packet.headers.tcp
     return {
         "no.": number,
         "round trip": (step + 1) // 2,

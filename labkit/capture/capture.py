@@ -13,21 +13,61 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from labkit.capture.captured import Captured
+from labkit.capture.captured import Captured, Result
 from labkit.capture.frames import Frame
 from labkit.errors import LabClosed
 
 if TYPE_CHECKING:
     from labkit.network.network import Source
+    from labkit.network.ring import RingFrame
 
 LOOK_EVERY_S = 0.05
 
 
-def _collect(reference: weakref.ref[Capture], stop: threading.Event) -> None:
-    """Empty the ring again and again. Holds the capture, and the lab behind it, only while it does."""
-    while not stop.wait(LOOK_EVERY_S) and (capture := reference()) is not None:
-        capture._drain()
-        del capture
+class _Collector:
+    """Empties a source into a list again and again, in a thread that knows neither the capture nor its lab."""
+
+    def __init__(self, source: Source) -> None:
+        self.frames: list[RingFrame] = []
+        self.dropped = 0
+        self.stop = threading.Event()
+        self._source = source
+        self._lock = threading.Lock()
+        self._wanted = True
+        self._closed = False
+
+    def run(self) -> None:
+        while self._wanted and not self.stop.wait(LOOK_EVERY_S):
+            self.drain()
+        if not self._wanted:
+            self.close()
+
+    def drain(self) -> None:
+        with self._lock:
+            if self._wanted and not self._closed:
+                self.frames.extend(self._source.frames(1 << 30))
+                self.dropped = self._source.dropped()
+
+    def close(self) -> None:
+        """Look for the last time. Closing twice is fine."""
+        self.drain()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._source.close()
+
+    def abandon(self) -> None:
+        """The capture has gone, with a garbage collection perhaps, which comes at any moment, in any thread.
+
+        So nothing is waited for: if the lock is taken, then by the thread, which will see that nobody wants this.
+        """
+        self._wanted = False
+        if self._lock.acquire(blocking=False):
+            try:
+                self._closed = True
+                self._source.close()
+            finally:
+                self._lock.release()
 
 
 class Capture(Captured):
@@ -57,29 +97,13 @@ class Capture(Captured):
     ) -> None:
         super().__init__([], hosts=hosts, at=at, tier=tier)
         self.closed = False
-        self._source, self._links = source, dict(links)
+        self._links = dict(links)
         self._secrets, self._settle = secrets, settle
-        self._dropped = 0
-        self._secrets_read = ""
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        weakref.finalize(self, source.close).atexit = False  # at the interpreter's end the thread may still read it
-        collecting = weakref.ref(self), self._stop
-        self._thread = threading.Thread(target=_collect, args=collecting, name=f"labkit-capture-{at}", daemon=True)
+        self._until_ns: int | None = None
+        self._collector = _Collector(source)
+        weakref.finalize(self, self._collector.abandon).atexit = False  # at the interpreter's end the thread may drain
+        self._thread = threading.Thread(target=self._collector.run, name=f"labkit-capture-{at}", daemon=True)
         self._thread.start()
-
-    def _drain(self) -> None:
-        with self._lock:
-            if self.closed:
-                return
-            for frame in self._source.frames(1 << 30):
-                if self.at == "wire":
-                    # The wire hands out what a host receives and takes in what a host sends.
-                    host, sent = self._links.get(frame.interface, ""), not frame.outgoing
-                else:
-                    host, sent = self.at, frame.outgoing
-                self._frames.append(Frame(frame.time_ns, frame.data, host, sent, frame.length))
-            self._dropped = self._source.dropped()
 
     def __enter__(self) -> Capture:
         if self.closed:
@@ -87,25 +111,11 @@ class Capture(Captured):
         return self
 
     def __exit__(self, kind: object, *exc: object) -> None:
-        quiet_since_ns = None
         try:
             if kind is None:
-                quiet_since_ns = self._settle()
+                self._until_ns = self._settle()
         finally:
             self.close()
-        if quiet_since_ns is not None:
-            self._end_at(quiet_since_ns)
-
-    def _end_at(self, moment_ns: int) -> None:
-        """Leave out what was sent after a moment at which the wire was quiet.
-
-        A late acknowledgment, for instance, would be seen leaving and not arriving, and be taken for a lost packet.
-        """
-        late: set[tuple[int | None, bytes]] = set()
-        for transit in self.transits:
-            if transit.sent_ns is not None and transit.sent_ns > moment_ns:
-                late |= {(transit.sent_ns, transit.data), (transit.received_ns, transit.data)}
-        self._frames = [frame for frame in self._frames if (frame.time_ns, frame.data) not in late]
 
     def __repr__(self) -> str:
         state = "stopped" if self.closed else "running"
@@ -114,27 +124,20 @@ class Capture(Captured):
 
     def close(self) -> None:
         """Stop. What was captured stays. Closing twice is fine."""
-        self._stop.set()
+        self._collector.stop.set()
         self._thread.join()
-        self._drain()
-        with self._lock:
-            if not self.closed:
-                self.closed = True
-                _ = self.secrets
-                self._source.close()
+        self._collector.close()
+        if not self.closed:
+            _ = self.secrets
+            self._result = self._so_far()
+            self.closed = True
+            self._collector.frames.clear()
 
     @property
     def dropped(self) -> int:
         """Frames that the kernel had no room for. Any but 0 means that the capture has holes."""
-        self._drain()
-        return self._dropped
-
-    @property
-    def frames(self) -> list[Frame]:
-        """Every frame so far, at every place it was seen, in the order of the kernel's time stamps."""
-        self._drain()
-        with self._lock:
-            return sorted(self._frames, key=lambda frame: frame.time_ns)
+        self._collector.drain()
+        return self._collector.dropped
 
     @property
     def secrets(self) -> str:
@@ -142,3 +145,18 @@ class Capture(Captured):
         with contextlib.suppress(FileNotFoundError):  # the lab is closed: what was read last holds
             self._secrets_read = self._secrets()
         return self._secrets_read
+
+    def _now(self) -> Result:
+        return self._result if self.closed else self._so_far()
+
+    def _so_far(self) -> Result:
+        self._collector.drain()
+        frames = []
+        for frame in list(self._collector.frames):
+            if self.at == "wire":
+                # The wire hands out what a host receives and takes in what a host sends.
+                host, sent = self._links.get(frame.interface, ""), not frame.outgoing
+            else:
+                host, sent = self.at, frame.outgoing
+            frames.append(Frame(frame.time_ns, frame.data, host, sent, frame.length))
+        return Result(frames, self.hosts, self._until_ns)

@@ -3,16 +3,67 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labkit.capture.frames import Frame, Transit, pair_frames
 
 if TYPE_CHECKING:
+    from labkit.capture.keylog import KeyLog
     from labkit.capture.ladder import Ladder
     from labkit.capture.messages import Dissected
+
+
+class Result:
+    """Frames that stay as they are, and what they say: each thing worked out when it is first asked for, and once.
+
+    Args:
+        frames: in any order.
+        hosts: host name by the last byte of its MAC address.
+        until_ns: a moment at which the wire was quiet. What was sent after it is left out: a late acknowledgment, for
+            instance, would be seen leaving and not arriving, and be taken for a lost packet.
+    """
+
+    def __init__(self, frames: Iterable[Frame], hosts: Mapping[int, str], until_ns: int | None = None) -> None:
+        self._seen = sorted(frames, key=lambda frame: frame.time_ns)
+        self._hosts = hosts
+        self._until_ns = until_ns
+        self._dissected: tuple[KeyLog, tuple[Dissected, ...]] | None = None
+
+    @cached_property
+    def frames(self) -> tuple[Frame, ...]:
+        """See ``Captured.frames``."""
+        if self._until_ns is None:
+            return tuple(self._seen)
+        kept = {(ns, transit.data) for transit in self.transits for ns in (transit.sent_ns, transit.received_ns)}
+        return tuple(frame for frame in self._seen if (frame.time_ns, frame.data) in kept)
+
+    @cached_property
+    def transits(self) -> tuple[Transit, ...]:
+        """See ``Captured.transits``."""
+        named = []
+        for transit in pair_frames(self._seen):
+            if self._until_ns is None or transit.sent_ns is None or transit.sent_ns <= self._until_ns:
+                destination = transit.destination or self._hosts.get(transit.data[5], "")
+                source = transit.source or self._hosts.get(transit.data[11], "")
+                named.append(Transit(transit.sent_ns, transit.received_ns, source, destination, transit.data))
+        return tuple(named)
+
+    def messages(self, secrets: str) -> tuple[Dissected, ...]:
+        """See ``Captured.messages``. Worked out again only if this key log has a secret that was missed before.
+
+        A session's log grows with each of its connections, and mostly by secrets of other captures.
+        """
+        from labkit.capture.dissect import dissect
+        from labkit.capture.keylog import KeyLog
+
+        log = KeyLog.parse(secrets)
+        if self._dissected is None or not self._dissected[0].answers_as(log):
+            self._dissected = log, tuple(dissect(self.transits, log))
+        return self._dissected[1]
 
 
 class Captured:
@@ -32,8 +83,8 @@ class Captured:
         self.at = at
         self.tier = tier
         self.hosts = dict(hosts)
-        self._frames = list(frames)
         self._secrets_read = secrets
+        self._result = Result(frames, self.hosts)
 
     def __repr__(self) -> str:
         return f"<Captured at {self.at}, {len(self.frames)} frames, tier: {self.tier}>"
@@ -44,9 +95,9 @@ class Captured:
         return 0
 
     @property
-    def frames(self) -> list[Frame]:
-        """Every frame, at every place it was seen, in the order of the time stamps."""
-        return sorted(self._frames, key=lambda frame: frame.time_ns)
+    def frames(self) -> tuple[Frame, ...]:
+        """Every frame so far, at every place it was seen, in the order of the time stamps."""
+        return self._now().frames
 
     @property
     def secrets(self) -> str:
@@ -54,18 +105,16 @@ class Captured:
         return self._secrets_read
 
     @property
-    def transits(self) -> list[Transit]:
+    def transits(self) -> tuple[Transit, ...]:
         """Each frame once, with the times of its sending and its arrival, and both hosts' names."""
-        named = []
-        for transit in pair_frames(self.frames):
-            destination = transit.destination or self.hosts.get(transit.data[5], "")
-            source = transit.source or self.hosts.get(transit.data[11], "")
-            named.append(Transit(transit.sent_ns, transit.received_ns, source, destination, transit.data))
-        return named
+        return self._now().transits
 
     @property
     def packets(self) -> Any:
-        """scapy's packets, a PacketList: each frame once, ``.time`` in seconds, ``.sniffed_on`` the sender's name."""
+        """scapy's packets, a PacketList: each frame once, ``.time`` in seconds, ``.sniffed_on`` the sender's name.
+
+        New ones each time, because scapy's packets can be changed.
+        """
         from scapy.layers.inet import TCP  # noqa: F401  IPv4, TCP, UDP are dissected once their module is loaded
         from scapy.layers.inet6 import IPv6  # noqa: F401
         from scapy.layers.l2 import Ether
@@ -81,12 +130,9 @@ class Captured:
         return PacketList(packets, name=f"capture at {self.at}")
 
     @property
-    def messages(self) -> list[Dissected]:
+    def messages(self) -> tuple[Dissected, ...]:
         """What each packet carries, TLS and QUIC decrypted with the session's own secrets."""
-        from labkit.capture.dissect import dissect
-        from labkit.capture.keylog import KeyLog
-
-        return dissect(self.transits, KeyLog.parse(self.secrets))
+        return self._now().messages(self.secrets)
 
     def table(self) -> str:
         """The packets as a table of text, a line each."""
@@ -117,6 +163,9 @@ class Captured:
         target = Path(path)
         write_pcapng(target, self.frames, self.secrets)
         return target
+
+    def _now(self) -> Result:
+        return self._result
 
     def _holes(self) -> str:
         lost = self.dropped

@@ -50,6 +50,7 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
             index=index,
             transit=transit,
             flow=flow,
+            headers=decoded,
             from_client=from_client,
             label=decoded.label,
             payload=decoded.length,
@@ -58,7 +59,7 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
             messages=(),
         )
         if conversation is not None and not decoded.label:
-            packet = conversation.add(packet, decoded)
+            packet = conversation.add(packet)
         if transit.sent_ns is not None:
             if (transit.sent_ns, transit.data) in sendings:  # sent once: it was the wire that doubled it
                 packet = replace(packet, retransmission=False)
@@ -104,7 +105,7 @@ class _Conversation(Protocol):
     def ends_before(self, decoded: Decoded) -> bool:
         """Whether this packet begins another conversation with the same addresses and ports."""
 
-    def add(self, packet: Dissected, decoded: Decoded) -> Dissected:
+    def add(self, packet: Dissected) -> Dissected:
         """Take in a packet, and return it with what its own headers tell."""
 
     def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
@@ -126,7 +127,8 @@ class _TcpConversation:
     def ends_before(self, decoded: Decoded) -> bool:
         return decoded.tcp is not None and self.connection.is_new(decoded.tcp)
 
-    def add(self, packet: Dissected, decoded: Decoded) -> Dissected:
+    def add(self, packet: Dissected) -> Dissected:
+        decoded = packet.headers
         assert decoded.tcp is not None
         repeats = self.connection.add(decoded, packet.from_client, packet.index, not packet.lost)
         name, extra = _tcp_name(decoded.tcp, decoded)
@@ -219,26 +221,25 @@ class _UdpConversation:
 
     def __init__(self) -> None:
         self._packets: list[Dissected] = []
-        self._payloads: list[bytes] = []
 
     def ends_before(self, decoded: Decoded) -> bool:
         return False
 
-    def add(self, packet: Dissected, decoded: Decoded) -> Dissected:
+    def add(self, packet: Dissected) -> Dissected:
         self._packets.append(packet)
-        self._payloads.append(decoded.payload)
         return replace(packet, label="datagram")
 
     def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
+        payloads = [packet.headers.payload for packet in self._packets]
         datagrams = [
             (payload, packet.from_client, not packet.lost)
-            for payload, packet in zip(self._payloads, self._packets, strict=True)
+            for payload, packet in zip(payloads, self._packets, strict=True)
         ]
         found = read_quic(datagrams, secrets)
         if found is None:
             found = [
                 [Found("UDP", "datagram", f"{len(payload)} bytes", "", number, number, len(payload), payload)]
-                for number, payload in enumerate(self._payloads)
+                for number, payload in enumerate(payloads)
             ]
         indexes = [packet.index for packet in self._packets]
         made: dict[Found, Message] = {}  # a message that spans datagrams stays one object

@@ -21,6 +21,7 @@ class KeyLog:
 
     def __init__(self, secrets: dict[tuple[str, bytes], bytes] | None = None) -> None:
         self._secrets = secrets or {}
+        self._answers: dict[tuple[str, bytes], bytes | None] = {}
 
     @classmethod
     def parse(cls, text: str) -> KeyLog:
@@ -40,7 +41,11 @@ class KeyLog:
             label: such as "CLIENT_RANDOM" (TLS 1.2 master secret) or "SERVER_HANDSHAKE_TRAFFIC_SECRET".
             client_random: the 32 random bytes of the session's ClientHello.
         """
-        return self._secrets.get((label, client_random))
+        return self._answers.setdefault((label, client_random), self._secrets.get((label, client_random)))
+
+    def answers_as(self, other: KeyLog) -> bool:
+        """Whether everything that was asked here has the same answer in another log, such as a later one."""
+        return all(other.secret(*question) == answer for question, answer in self._answers.items())
 
     def __len__(self) -> int:
         return len(self._secrets)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from labkit.capture.frames import Transit
+from labkit.capture.headers import Decoded
 
 # The QUIC packets that each level's keys protect.
 PACKET_NAMES = {"initial": "Initial", "early": "0-RTT", "handshake": "Handshake", "application": "1-RTT"}
@@ -95,6 +96,7 @@ class Dissected:
         index: its number in the sequence given to ``dissect``.
         transit: the frame and its times.
         flow: whose conversation it belongs to.
+        headers: what its headers say: addresses, ports, the TCP header.
         from_client: whether the client sent it.
         label: the packet itself: "SYN", "SYN + 312 bytes", "SYN-ACK + cookie", "ACK", "data", "FIN", "RST",
             "datagram", "ARP request", "malformed TCP header".
@@ -108,6 +110,7 @@ class Dissected:
     index: int
     transit: Transit
     flow: Flow
+    headers: Decoded
     from_client: bool
     label: str
     payload: int

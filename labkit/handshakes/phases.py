@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.capture.headers import decode
 from labkit.capture.messages import Dissected, Flow, Message
 from labkit.errors import MeasurementFailed
 
@@ -220,7 +219,7 @@ def _syn_data(packets: Sequence[Dissected]) -> tuple[int, int]:
     syn_ack = next((p for p in packets if not p.from_client and p.label.startswith("SYN-ACK")), None)
     if syn is None or syn_ack is None:
         return 0, 0
-    sent, answered = decode(syn.transit.data).tcp, decode(syn_ack.transit.data).tcp
+    sent, answered = syn.headers.tcp, syn_ack.headers.tcp
     assert sent is not None
     assert answered is not None
     return syn.payload, (answered.ack - sent.seq - 1) % 2**32

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from labkit.capture.captured import Captured
-from labkit.capture.dissect import dissect
-from labkit.capture.keylog import KeyLog
 from labkit.errors import InvalidValue, MeasurementFailed
 from labkit.handshakes.clients import client_for, server_for
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
@@ -225,8 +223,7 @@ def measure(lab: Lab, name: str, *, runs: int = 3) -> Measurement:
     # Fast Open is a kernel's, and the server's end of it needs a setting.
     made = lab.live_or_recorded(f"race/{name}", live, needs="sysctls") if chosen.fast_open else live()
     capture: Captured = made["capture"]
-    packets = dissect(capture.transits, KeyLog.parse(capture.secrets))
-    mine = tuple(made["server"])
+    mine, packets = tuple(made["server"]), capture.messages
     groups = [group for group in connections(packets) if (group[0].flow.server, group[0].flow.server_port) == mine]
     # Connections that were cut off before, by an interrupt for instance, may still send their last packets.
     fetched = [group for group in groups if begins(group[0])]

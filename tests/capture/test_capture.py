@@ -15,8 +15,10 @@ from labkit import Lab, LabClosed
 from labkit.capture import capture as capture_module
 from labkit.capture.capture import Capture
 from labkit.capture.frames import Frame, Transit, pair_frames
+from labkit.handshakes import TlsClient
 from labkit.network import isolation, wire
 from labkit.network.ring import BLOCK_BYTES, SLOTS_PER_BLOCK
+from labkit.servers import HttpServer
 
 
 def exchange(lab: Lab, request: bytes = b"question", answer: bytes = b"answer") -> None:
@@ -252,6 +254,34 @@ def test_a_capture_ends_where_the_wire_was_quiet(until: Callable[..., None]) -> 
         finally:
             stop.set()
             thread.join()
+
+
+def test_a_closed_capture_is_read_once(lab: Lab) -> None:
+    """Again only when the session's key log has got a secret that was missing: not for those of other captures."""
+    with lab.capture() as running:
+        exchange(lab)
+        seen = len(running.messages)
+        exchange(lab)
+        assert len(running.messages) > seen  # it is looked at again as long as it runs
+    assert running.messages is running.messages
+    assert running.transits is running.transits
+    with HttpServer(lab.server, tls="1.3") as server:
+        client = TlsClient(lab.client, server, version="1.3")
+        with lab.capture() as capture:
+            client.fetch()
+        whole = lab.keylog_path.read_text()
+        lab.keylog_path.write_text("")
+        closed = capture.messages
+        assert "Application data (encrypted)" in capture.table()
+        assert capture.messages is closed
+        client.fetch()  # writes secrets that are not this capture's
+        others = lab.keylog_path.read_text()
+        assert "TRAFFIC_SECRET" in others
+        assert capture.messages is closed
+    lab.keylog_path.write_text(others + whole)
+    assert capture.messages is not closed
+    assert "GET / HTTP/1.1" in capture.table()
+    assert capture.messages is capture.messages
 
 
 # Pairing, which needs no kernel.
