@@ -338,11 +338,11 @@ except (LabClosed, AttributeError):
 lab = None
 with Lab(rtt_ms=0, name="the lab") as last:
     last.client.run(["true"]).check()
-# A lab that nobody closed ends with a collection at which no thread of its captures looks into the ring: that thread
-# holds its capture, and the lab behind it, for that moment. An interrupted start() leaves its thread listed for ever.
+# One collection ends a lab that nobody closed, and then the threads of its captures end, too. An interrupted start()
+# leaves its thread listed for ever.
+gc.collect()
 deadline = time.monotonic() + 30
 while True:
-    gc.collect()
     left = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and thread.ident]
     if not left or time.monotonic() > deadline:
         break

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -17,7 +21,7 @@ from labkit.capture.capture import Capture
 from labkit.capture.frames import Frame, Transit, pair_frames
 from labkit.handshakes import TlsClient
 from labkit.network import isolation, wire
-from labkit.network.ring import BLOCK_BYTES, SLOTS_PER_BLOCK
+from labkit.network.ring import BLOCK_BYTES, SLOTS_PER_BLOCK, RingFrame
 from labkit.servers import HttpServer
 
 
@@ -282,6 +286,46 @@ def test_a_closed_capture_is_read_once(lab: Lab) -> None:
     assert capture.messages is not closed
     assert "GET / HTTP/1.1" in capture.table()
     assert capture.messages is capture.messages
+
+
+class Busy:
+    """A source that somebody looks into for as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.looked_into, self.go_on, self.closed = threading.Event(), threading.Event(), threading.Event()
+
+    def frames(self, limit: int) -> Iterator[RingFrame]:
+        self.looked_into.set()
+        self.go_on.wait(20)
+        yield RingFrame(0, 14, 1, False, bytes(14))
+
+    def dropped(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_capture_is_collected_while_its_thread_looks(looks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread knows neither the capture nor the lab behind it. Who looks last closes the source."""
+    monkeypatch.setattr(capture_module, "LOOK_EVERY_S", 0.01 if looks else 1000)
+    source, behind = Busy(), Mock()
+    facts: dict[str, Any] = {"links": {}, "at": "wire", "hosts": {}, "secrets": str, "tier": ""}
+    capture = Capture(source, settle=behind, **facts)
+    thread, stop, lab = capture._thread, capture._collector.stop, weakref.ref(behind)
+    assert not looks or source.looked_into.wait(20)
+    capture.itself = capture  # type: ignore[attr-defined]  # only a collection finds it
+    del capture, behind
+    gc.collect()
+    assert lab() is None
+    assert source.closed.is_set() != looks
+    source.go_on.set()
+    assert source.closed.wait(20)
+    if not looks:
+        stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 # Pairing, which needs no kernel.
