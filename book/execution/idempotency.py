@@ -10,13 +10,12 @@ import signal
 import socket
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import Deadline, describe
 from book.learn.judging import serving
 from labkit.capture.captured import Captured
@@ -339,16 +338,9 @@ def _serve_once(listener: socket.socket) -> None:
         reset.poll(TRANSFER_S * 1000)
 
 
-def _given_up(lab: Lab) -> Captured:
+@recorded
+def given_up(lab: Lab) -> Captured:
     """A payment whose response is lost. The client gives up, and later the response comes after all."""
-
-    def until(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + TRANSFER_S
-        while not condition():
-            if time.monotonic() > deadline:
-                raise MeasurementFailed("the response was not lost, or not sent again: try again")
-            time.sleep(0.005)
-
     with (
         lab.capture() as capture,
         serving(lab.server, _serve_once, port=PORT),
@@ -358,15 +350,15 @@ def _given_up(lab: Lab) -> Captured:
         with lab.wire.drop(source="server", payload=True) as lost:
             with socket.create_connection(("server.lab", PORT), timeout=TRANSFER_S) as client:
                 client.sendall(_as_bytes(KEY, ORDER))
-                until(lambda: lost.acted > 0)
+                wait_until(lambda: lost.acted, TRANSFER_S, "the loss of the response")
             lab.wire.settle()
-        until(lambda: reset.matched > 0)
+        wait_until(lambda: reset.matched, TRANSFER_S, "a RST for a response that was sent again")
     return capture
 
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A lost response on this lab, or a recorded one, with four blanks."""
-    capture = lab.live_or_recorded("execution.idempotency/trace", _given_up, lab)
+    capture = given_up(lab)
     packets = next(group for group in connections(capture.messages) if begins(group[0]))
     return HiddenTrace(
         "execution.idempotency.trace",
