@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from book import recorded
+from book.execution.patterns import WORKERS
 from book.execution.workload import FAST, MIX, SLOW
 from labkit.lab import Lab
 from labkit.load.trial import Trial, trial
 
 CLIENTS = 16
 SECONDS = 0.6
+BRIEF_S = 0.3  # of many in a row
+LISTENERS = {"sharding": WORKERS}  # where a server opens more than one
 
 
 @recorded
@@ -23,7 +26,10 @@ def under_load(lab: Lab, name: str, serve: Any, *args: Any) -> Trial:
         serve: the server function, called with its address and args.
         args: what a recording's name can tell, see ``recorded``.
     """
-    return trial(lab.server, serve, *args, name=name, requests=MIX, clients=CLIENTS, seconds=SECONDS)
+    listeners = LISTENERS.get(serve.__name__, 1)
+    return trial(
+        lab.server, serve, *args, name=name, listeners=listeners, requests=MIX, clients=CLIENTS, seconds=SECONDS
+    )
 
 
 @recorded
@@ -35,5 +41,25 @@ def with_slow(lab: Lab, slow_percent: int, clients: int, name: str, serve: Any, 
         slow_percent: share of the slow requests; the others are fast.
         clients: each has one connection, and asks again as soon as it has its response.
     """
-    mix = [(request, share) for request, share in ((FAST, 100 - slow_percent), (SLOW, slow_percent)) if share]
-    return trial(lab.server, serve, *args, name=name, requests=mix, clients=clients, seconds=SECONDS)
+    listeners, mix = LISTENERS.get(serve.__name__, 1), _mix(slow_percent)
+    return trial(
+        lab.server, serve, *args, name=name, listeners=listeners, requests=mix, clients=clients, seconds=SECONDS
+    )
+
+
+@recorded
+def without_warm_up(lab: Lab, slow_percent: int, clients: int, name: str, serve: Any, *args: Any) -> Trial:
+    """As ``with_slow``, briefly, and from the first request on, so that none is left out of throughput and latency.
+
+    Args:
+        lab, slow_percent, clients, name, serve, args: as for ``with_slow``.
+    """
+    listeners, mix = LISTENERS.get(serve.__name__, 1), _mix(slow_percent)
+    return trial(
+        lab.server, serve, *args, name=name, listeners=listeners,
+        requests=mix, clients=clients, seconds=BRIEF_S, warmup_s=0,
+    )  # fmt: skip
+
+
+def _mix(slow_percent: int) -> list[tuple[bytes, int]]:
+    return [(request, share) for request, share in ((FAST, 100 - slow_percent), (SLOW, slow_percent)) if share]

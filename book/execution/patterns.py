@@ -12,6 +12,7 @@ import select
 import selectors
 import signal
 import socket
+from collections.abc import Callable
 
 from book.execution.workload import work
 from labkit.load.workers import EPOLLEXCLUSIVE, Start, process, readable, thread
@@ -28,6 +29,21 @@ def answer(connection: socket.socket) -> bool:
     except ConnectionError:
         return False
     return bool(request)
+
+
+def with_work(
+    address: tuple[str, int], serve: Callable[[tuple[str, int]], object], other: Callable[[bytes], bytes]
+) -> None:
+    """Run one of the patterns whose requests do another work than all others', in a process of its own.
+
+    Args:
+        address: to listen on.
+        serve: the pattern.
+        other: takes a request and returns the response.
+    """
+    global work
+    work = other  # type: ignore[assignment]
+    serve(address)
 
 
 # Listener, acceptor, reader

@@ -1,216 +1,31 @@
-"""What the section "When to use threads" asks: its backend, its plots, two exercises, the hidden trace, the quiz."""
+"""What the section "When to use threads" asks: two exercises, the hidden trace, the quiz."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
-from book.execution.workload import WAIT_S
-from book.learn.grading import Deadline, describe
-from book.learn.judging import running
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.execution.backends import BACKEND, PORT, Backend
+from book.learn.grading import describe
+from book.learn.judging import in_time, running
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.load.server_process import ServerProcess
-from labkit.network.tiers import origin
-from labkit.plots import Picture, style
 
 TEXT = Text(__file__)
 
-if TYPE_CHECKING:
-    from labkit.load.load import Load
-    from labkit.load.trial import Trial
-    from labkit.queues.run_queue import ThreadTimes
-
-PORT, BACKEND = 8080, 9000
 RTT_MS = 10
 PATIENCE_S = 8.0
-SOON_S, LOOK_S = 2.0, 0.02  # what needs no wait of a program has come by then, unless the machine is busy
-
-
-class Backend:
-    """A backend on the server's host that answers nobody until it is told to.
-
-    Who asks it connects and waits for a byte. Until the release nobody is accepted, so the kernel's accept queue of
-    its port holds exactly those who wait for it.
-    """
-
-    def __init__(self, lab: Lab) -> None:
-        with lab.server:
-            self._listener = socket.create_server((lab.server.ip, BACKEND), backlog=64)
-        try:
-            self._watch = lab.watch(BACKEND)
-        except BaseException:
-            self._listener.close()
-            raise
-        self._thread: threading.Thread | None = None
-        self._ended = False
-
-    @property
-    def waiting(self) -> int:
-        """How many wait for it now, or at its release did."""
-        return self._watch.so_far().accept_queue.last
-
-    def release(self) -> None:
-        """From now on everybody is answered at once."""
-        self._listener.settimeout(0.05)
-        self._thread = threading.Thread(target=self._answer, name="labkit-backend", daemon=True)
-        self._thread.start()
-
-    def _answer(self) -> None:
-        while not self._ended:
-            with contextlib.suppress(OSError):  # nobody came meanwhile, or who asked has gone
-                connection, _ = self._listener.accept()
-                with connection:
-                    connection.sendall(b"!")
-
-    def __enter__(self) -> Backend:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._ended = True
-        if self._thread:
-            self._thread.join()
-        self._watch.close()
-        self._listener.close()
-
-
-# Plots
-
-
-def workers_of(trial: Trial) -> list[ThreadTimes]:
-    """The threads that do the work: those with a number in their name, or the only one."""
-    numbered = [times for times in trial.threads if times.name[-1:].isdigit()]
-    return numbered or list(trial.threads)
-
-
-def limits(trial: Trial) -> dict[str, float]:
-    """Where a worker's time went, in percent of the time under load, on the average of all workers.
-
-    "on a CPU" and "in the run queue" are the scheduler's numbers; "waits 20 ms" follows from how many slow requests
-    were completed; "the rest" is what is left: it had nothing to do, or slept until it got the GIL.
-    """
-    workers, load = workers_of(trial), trial.load
-    observed_s = (load.duration_s + load.warmup_s) * len(workers)
-    slow = load.latencies(1).get_total_count() if len(load.requests) > 1 else 0
-    parts = {
-        "on a CPU": sum(times.running_s for times in workers) / observed_s,
-        "in the run queue": sum(times.waiting_s for times in workers) / observed_s,
-        "waits 20 ms": slow * WAIT_S / (load.duration_s * len(workers)),
-    }
-    whole = max(1.0, sum(parts.values()))  # what begins before the end of the run and ends after it counts as well
-    percent = {name: 100 * part / whole for name, part in parts.items()}
-    return {**percent, "the rest": max(0.0, 100 - sum(percent.values()))}
-
-
-def plot_time(trials: Sequence[Trial], title: str) -> Picture:
-    """Where the workers' time went: a bar for each trial.
-
-    Args:
-        trials: with requests of two kinds, the second of which waits.
-        title: the finding.
-    """
-    figure, axes = style.new_figure(1.2 + 0.42 * len(trials))
-    looks = {
-        "on a CPU": (style.BLUE, ""),
-        "in the run queue": ("white", "/////"),
-        "waits 20 ms": (style.ORANGE, ""),
-        "the rest": ("#e5e5e5", ""),
-    }
-    told = []
-    for row, each in enumerate(trials):
-        left, parts = 0.0, limits(each)
-        for name, part in parts.items():
-            colour, hatch = looks[name]
-            axes.barh(
-                row, part, 0.66, left, color=colour, hatch=hatch, label=name if row == 0 else None, linewidth=0.5,
-                edgecolor=style.BLUE if hatch else "white",
-            )  # fmt: skip
-            if part >= 6:
-                axes.text(
-                    left + part / 2, row, f"{part:.0f}", ha="center", va="center", fontsize=style.SIZE,
-                    color="white" if name == "on a CPU" else style.INK,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if hatch else None,
-                )  # fmt: skip
-            left += part
-        told.append(f"{each.name}: " + ", ".join(f"{name} {part:.0f} %" for name, part in parts.items()))
-    axes.set_yticks(range(len(trials)), [f"{each.name} ({len(workers_of(each))})" for each in trials])
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(len(trials) - 0.4, -0.6)
-    axes.set_xlabel("% of a worker's time, average of all workers (their number in brackets)", fontsize=style.SIZE)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
-    style.set_title(axes, title)
-    style.add_note(figure, origin(trials[0].tier, "Measured"))
-    return Picture(figure, f"{title}. {'. '.join(told)}.")
-
-
-def plot_pools(pools: Mapping[int, Load], hold_s: float, title: str) -> Picture:
-    """Throughput over the number of workers, and the bound that follows from the time a request holds a worker."""
-    figure, axes = style.new_figure(3.3)
-    sizes = list(pools)
-    bounds = [size / hold_s for size in sizes]
-    measured = [load.throughput for load in pools.values()]
-    axes.plot(sizes, bounds, "--", color=style.GREY, linewidth=1.5)
-    axes.annotate(
-        f"workers / {1000 * hold_s:g} ms of waiting",
-        (sizes[-1], bounds[-1]), xytext=(-24, 0), textcoords="offset points", ha="right", va="center",
-        fontsize=style.SIZE, color=style.GREY,
-    )  # fmt: skip
-    axes.plot(sizes, measured, "o-", color=style.BLUE, linewidth=2)
-    for size, value in zip(sizes, measured, strict=True):
-        axes.annotate(
-            f"{value:.0f}", (size, value), xytext=(4, -12), textcoords="offset points", fontsize=style.SIZE,
-            color=style.BLUE,
-        )  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    ticks = [250, 500, 1000, 2000, 4000, 8000]
-    axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(min(*measured, 250) / 1.5, 1.3 * bounds[-1])
-    axes.set_xlim(0.85, 1.35 * sizes[-1])
-    axes.set_xlabel("worker threads", fontsize=style.SIZE)
-    axes.set_ylabel("requests a second", fontsize=style.SIZE)
-    style.set_title(axes, title)
-    style.add_note(figure, origin(pools[sizes[0]].tier, "Measured"))
-    told = ", ".join(f"{size} workers {value:.0f}" for size, value in zip(sizes, measured, strict=True))
-    return Picture(figure, f"{title}. Requests a second: {told}.")
-
-
-def plot_open(loads: Mapping[str, Load], title: str) -> Picture:
-    """Latency at percentiles, from when requests were due and from when they were sent."""
-    figure, axes = style.new_figure(3.3)
-    percentiles = (50, 75, 90, 99, 100)
-    told = []
-    for (name, load), colour in zip(loads.items(), (style.BLUE, style.VERMILION), strict=False):
-        for corrected, dash in ((True, "o-"), (False, "o:")):
-            values = [load.percentile_ms(p, corrected=corrected) for p in percentiles]
-            since = "since it was due" if corrected else "since it was sent"
-            axes.plot(range(len(values)), values, dash, color=colour, label=f"{name}, {since}")
-            told.append(f"{name}, {since}: p50 {values[0]:.3g} ms, p99 {values[3]:.3g} ms")
-    axes.set_yscale("log")
-    ticks = [10, 20, 50, 100, 200, 500, 1000]
-    axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, 15), max(high, 60))
-    axes.set_xticks(range(len(percentiles)), [f"p{p}" if p < 100 else "max" for p in percentiles])
-    axes.set_xlabel("percentile", fontsize=style.SIZE)
-    axes.set_ylabel("latency, ms", fontsize=style.SIZE)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
-    style.set_title(axes, title)
-    style.add_note(figure, origin(next(iter(loads.values())).tier, "Measured"))
-    return Picture(figure, f"{title}. {'. '.join(told)}.")
+SOON_S = 2.0  # what needs no wait of a program has come by then, unless the machine is busy
 
 
 # Exercise 1
@@ -239,23 +54,6 @@ class _Backends:
             self.inside -= 1
 
 
-def _in_time(condition: Callable[[], object], seconds: float) -> bool:
-    """Whether it happens in so many seconds in which no thread of this process has to wait for a CPU.
-
-    Raises:
-        MeasurementFailed: it has not happened, and they have to wait most of the time.
-    """
-    deadline = Deadline(seconds, os.getpid())
-    while not condition():
-        time.sleep(LOOK_S)
-        late = deadline.overdue()
-        if late is not None and not condition():
-            if late.outcome != "wrong":
-                raise MeasurementFailed(late.reason)
-            return False
-    return True
-
-
 def _status(lab: Lab, client: socket.socket, seconds: float = SOON_S) -> str:
     """Of the response: "200", "503", …; "no answer" where none comes or the connection ended without one.
 
@@ -269,7 +67,7 @@ def _status(lab: Lab, client: socket.socket, seconds: float = SOON_S) -> str:
     if not lab.wire.settle():  # the request has arrived
         raise MeasurementFailed("a request is still under way: the machine is busy")
     # A response that has left by now is on the wire, or here.
-    if not _in_time(there, seconds) and lab.wire.settle() and not there():
+    if not in_time(there, seconds) and lab.wire.settle() and not there():
         return "no answer"
     try:
         line = client.recv(4096).split(b"\r\n")[0].split()
@@ -297,7 +95,7 @@ def _judge_bulkhead(serve: Callable[..., Any]) -> str:
         for number in range(1, CLIENTS + 1):
             prices.append(call(b"/prices"))
             lab.wire.settle()
-            if number <= PLACES and not _in_time(lambda wanted=number: backends.inside >= wanted, SOON_S):  # type: ignore[misc]
+            if number <= PLACES and not in_time(lambda wanted=number: backends.inside >= wanted, SOON_S):  # type: ignore[misc]
                 raise Wrong(
                     f"{number} clients asked for /prices, and {backends.inside} of their requests were in "
                     f'`ask("prices")` at the same time: {PLACES} may be, and nobody else was there'
@@ -335,7 +133,7 @@ def _judge_bulkhead(serve: Callable[..., Any]) -> str:
             again.append(_status(lab, call(b"/prices")))
             return again[-1] == "200"
 
-        if not _in_time(given_back, SOON_S):
+        if not in_time(given_back, SOON_S):
             raise Wrong(f"`ask` works again, and /prices got {again[-1]}: is each place given back?")
     return f"{PLACES} requests hung, 2 were refused at once, and /orders and /health did not notice."
 
@@ -406,7 +204,7 @@ def _judge_counter(handle: Callable[..., Any]) -> str:
             if alone.inside == THREADS:
                 together.set()
         try:
-            _in_time(together.is_set, SOON_S)  # all of them have to be here at the same time
+            in_time(together.is_set, SOON_S)  # all of them have to be here at the same time
         except MeasurementFailed as exc:
             late.append(exc)
         together.set()  # or they cannot be: nobody else has to wait for it
@@ -422,7 +220,7 @@ def _judge_counter(handle: Callable[..., Any]) -> str:
     threads = [threading.Thread(target=run, daemon=True) for _ in range(THREADS)]
     for thread in threads:
         thread.start()
-    came_back = _in_time(lambda: not any(thread.is_alive() for thread in threads), PATIENCE_S)
+    came_back = in_time(lambda: not any(thread.is_alive() for thread in threads), PATIENCE_S)
     if late:
         raise late[0]
     if raised:
@@ -454,7 +252,8 @@ EXERCISES = (BULKHEAD, COUNTER)
 BACKEND_DEADLINE_S = 0.25
 
 
-def _ask_twice(lab: Lab) -> Captured:
+@recorded
+def ask_twice(lab: Lab) -> Captured:
     """One client, one connection: a request that waits for a backend that hangs, then one that does not need it."""
 
     def gives_up(address: tuple[str, int]) -> None:
@@ -486,7 +285,7 @@ def _ask_twice(lab: Lab) -> Captured:
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection on which a deadline runs out, live or recorded, with four blanks."""
-    capture = lab.live_or_recorded("execution.threads/trace", _ask_twice, lab)
+    capture = ask_twice(lab)
     packets = next(
         group for group in connections(capture.messages) if begins(group[0]) and group[0].flow.server_port == PORT
     )

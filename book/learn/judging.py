@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from book.learn.grading import Wrong, describe
+from book.learn.grading import Deadline, Wrong, describe
 from labkit.capture.capture import Capture
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import Timeline, connections, timeline
 from labkit.network.host import Host
 
 END_S = 5.0
-WAIT_S = 8.0
-LOOK_S = 0.002
+LOOK_S = 0.02
 
 
 @contextlib.contextmanager
@@ -84,6 +85,27 @@ def running(function: Callable[..., Any], *args: Any) -> Iterator[list[BaseExcep
         if raised:
             raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
         raise
+
+
+def in_time(condition: Callable[[], object], seconds: float) -> bool:
+    """Whether it happens in so many seconds in which no thread of this process has to wait for a CPU.
+
+    Args:
+        condition: called again and again; it holds where the result is true.
+        seconds: of a CPU that is free for this process.
+
+    Raises:
+        MeasurementFailed: it has not happened, and they have to wait most of the time.
+    """
+    deadline = Deadline(seconds, os.getpid())
+    while not condition():
+        time.sleep(LOOK_S)
+        late = deadline.overdue()
+        if late is not None and not condition():
+            if late.outcome != "wrong":
+                raise MeasurementFailed(late.reason)
+            return False
+    return True
 
 
 def least(measure: Callable[[], int], enough: int, times: int = 4) -> int:
