@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import os
 import select
 import signal
 import socket
 import time
 from collections.abc import Callable
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed, NotReady
 from labkit.handshakes.phases import begins, connections
@@ -17,6 +19,7 @@ from labkit.lab import Lab
 from labkit.load.server_process import ServerProcess
 from labkit.load.workers import process
 from labkit.queues.run_queue import state
+from labkit.waiting import wait_until
 
 TEXT = Text(__file__)
 
@@ -28,7 +31,7 @@ ACCEPTORS = 3  # of the judges' servers
 CONNECTIONS = 12
 SHARE = 2
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"  # of "acceptor 1" and the others
-SLEEPS = "S"  # the state of a thread that waits for an event, proc_pid_stat(5)
+SLEEPS, STOPPED = "S", "T"  # the states of a thread that waits for an event, and of a stopped one, proc_pid_stat(5)
 
 
 def asleep(server: ServerProcess, acceptors: int) -> dict[str, int]:
@@ -53,6 +56,26 @@ def asleep(server: ServerProcess, acceptors: int) -> dict[str, int]:
             break
         time.sleep(0.001)
     raise NotReady(f"{acceptors} acceptors should wait by now. The server said: {server.stderr.strip() or 'nothing'}")
+
+
+def who(lab: Lab, server: ServerProcess, acceptors: int, opened: contextlib.ExitStack) -> str:
+    """One client more connects when all acceptors sleep, and asks. Returns who answers; `opened` keeps it connected."""
+    asleep(server, acceptors)
+    with lab.client:
+        client = opened.enter_context(socket.create_connection(("server.lab", PORT), timeout=WAIT_S))
+    client.sendall(b"who?")
+    return client.recv(100).decode()
+
+
+def stop(server: ServerProcess, acceptors: int) -> list[int]:
+    """Stop all acceptors (SIGSTOP). Returns their process ids, when none of them runs any more."""
+    asleep(server, acceptors)
+    found = [times for times in server.threads().values() if times.name.startswith("acceptor ")]
+    pids = [times.pid for times in sorted(found, key=lambda times: times.name)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(state(pid) == STOPPED for pid in pids), what=f"the stop of {acceptors} acceptors")
+    return pids
 
 
 class _Judged:
@@ -110,9 +133,6 @@ class _Judged:
 
 
 # Exercise 1
-
-_SELECT = "import select\n\n\n"
-_SELECTORS = "import selectors\n\nfrom labkit.load.workers import readable\n\n\n"
 
 
 def _acceptors(address: tuple[str, int], worker: Callable[..., object], *args: object) -> None:
@@ -197,6 +217,7 @@ EXERCISES = (REGISTER, KEEP_SHARE)
 QUIZ = TEXT.quiz
 
 
+@recorded
 def one_connection(lab: Lab) -> Captured:
     """A client asks one of three acceptors, by HTTP, who serves it."""
     with ServerProcess(lab.server, PORT, _acceptors, _greet, _exclusively, HEAD) as server:
@@ -214,7 +235,7 @@ def _exclusively(epoll: select.epoll, listener: socket.socket) -> None:
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """One connection to one of three acceptors, on this lab or recorded, with three blanks."""
-    capture = lab.live_or_recorded("execution.many_acceptors/trace", one_connection, lab)
+    capture = one_connection(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
     return HiddenTrace(
         "execution.many_acceptors.trace",

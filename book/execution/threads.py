@@ -138,29 +138,6 @@ def _judge_bulkhead(serve: Callable[..., Any]) -> str:
     return f"{PLACES} requests hung, 2 were refused at once, and /orders and /health did not notice."
 
 
-_SERVER = (
-    "import threading\n\n"
-    'CLOSE = b"\\r\\nConnection: close\\r\\nContent-Length: 0\\r\\n\\r\\n"\n'
-    'OK = b"HTTP/1.1 200 OK" + CLOSE\n'
-    'BUSY = b"HTTP/1.1 503 Service Unavailable" + CLOSE\n\n\n'
-    "def serve(listener, ask):\n"
-    "%(places)s"
-    "    def handle(name):\n"
-    "%(handle)s"
-    "        return OK\n\n"
-    "    def talk(connection):\n"
-    "        with connection:\n"
-    "            path = connection.recv(4096).split()[1].decode()\n"
-    '            connection.sendall(OK if path == "/health" else handle(path[1:]))\n\n'
-    "    while True:\n"
-    "        connection, _ = listener.accept()\n"
-    "        threading.Thread(target=talk, args=(connection,), daemon=True).start()\n"
-)
-_EACH = '    places = {name: threading.Semaphore(2) for name in ("prices", "orders")}\n\n'
-_ONE = '    places = dict.fromkeys(("prices", "orders"), threading.Semaphore(2))\n\n'
-_REFUSE = "        if not places[name].acquire(blocking=False):\n            return BUSY\n"
-_GIVE_BACK = "        try:\n            ask(name)\n        finally:\n            places[name].release()\n"
-
 BULKHEAD = TEXT.exercise("bulkhead", _judge_bulkhead, deadline_s=30.0)
 
 
