@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.execution.shards import depth, inode
 from book.learn.grading import Deadline, describe
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
@@ -37,10 +38,6 @@ def _call(lab: Lab) -> socket.socket:
     client.setblocking(False)
     client.connect_ex((lab.server.ip, PORT))
     return client
-
-
-def _inode(listener: socket.socket) -> int:
-    return os.fstat(listener.fileno()).st_ino
 
 
 def _open(lab: Lab) -> socket.socket:
@@ -80,7 +77,7 @@ def _shard(open_shard: Callable[..., Any], lab: Lab, times: str) -> socket.socke
 def _judge_open_shard(open_shard: Callable[..., Any]) -> str:
     with Lab(rtt_ms=RTT_MS) as lab, contextlib.ExitStack() as stack:
         shards = [stack.enter_context(_shard(open_shard, lab, times)) for times in ("first", "second")]
-        if _inode(shards[0]) == _inode(shards[1]):
+        if inode(shards[0]) == inode(shards[1]):
             raise Wrong("both calls returned the same socket: one queue, not two. Open a new socket each time")
         before = lab.server.counters if lab.can("kernel") else None
         for _ in range(CLIENTS):
@@ -132,15 +129,10 @@ def _fate(client: socket.socket) -> str:
         return "still waits"
 
 
-def _waiting(watch: Watch, listener: socket.socket) -> int:
-    seen = watch.so_far().listeners.get(_inode(listener))
-    return seen.accept_queue.last if seen else 0
-
-
 def _fill(lab: Lab, watch: Watch, old: socket.socket, new: socket.socket) -> list[socket.socket]:
     """Clients connect and ask until enough of them wait for the old shard. Returns these; the new one serves others."""
     clients: dict[tuple[str, int], socket.socket] = {}
-    while _waiting(watch, old) < FEWEST:
+    while depth(watch, old) < FEWEST:
         client = _call(lab)
         clients[client.getsockname()[:2]] = client
         if len(clients) > 200:
@@ -154,7 +146,7 @@ def _fill(lab: Lab, watch: Watch, old: socket.socket, new: socket.socket) -> lis
                 connection, peer = new.accept()
                 _serve(connection)
                 clients.pop(peer).close()
-            return _waiting(watch, old) == len(clients)
+            return depth(watch, old) == len(clients)
 
         if not happens(there):
             raise MeasurementFailed("a connection came to neither of the shards: try again")
@@ -242,7 +234,8 @@ EXERCISES = (OPEN_SHARD, RETIRE)
 # The hidden trace
 
 
-def _never_accepted(lab: Lab) -> Captured:
+@recorded
+def never_accepted(lab: Lab) -> Captured:
     """A client connects to one of two shards and asks; its shard is closed before anybody accepts."""
     with (
         contextlib.ExitStack() as stack,
@@ -262,7 +255,7 @@ def _never_accepted(lab: Lab) -> Captured:
             if not happens(asked):
                 raise MeasurementFailed("the request did not arrive: run the cell again")
             for shard in shards:
-                if _waiting(watch, shard):
+                if depth(watch, shard):
                     shard.close()
             client.settimeout(WAIT_S)
             with contextlib.suppress(ConnectionResetError):
@@ -272,7 +265,7 @@ def _never_accepted(lab: Lab) -> Captured:
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection in the queue of a shard that closes, live or recorded, with four blanks."""
-    capture = lab.live_or_recorded("execution.sharding/trace", _never_accepted, lab)
+    capture = never_accepted(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
     return HiddenTrace(
         "execution.sharding.trace",
