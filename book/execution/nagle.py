@@ -12,12 +12,13 @@ import os
 import socket
 import struct
 import termios
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import Deadline, describe
 from book.learn.judging import serving
 from labkit.capture.captured import Captured
@@ -136,6 +137,12 @@ def sent_together(capture: Captured) -> int:
     return max(together.values(), default=0)
 
 
+def data_of(capture: Captured) -> list[Dissected]:
+    """The segments with data that a client sent, without copies."""
+    sent = [packet for packet in capture.messages if packet.from_client and packet.payload]
+    return [packet for packet in sent if not packet.retransmission]
+
+
 def _seq(packet: Dissected) -> int:
     header = packet.headers.tcp
     return header.seq if header else 0
@@ -151,6 +158,41 @@ def _ack(packet: Dissected) -> int:
 HEAD = b"POST / HTTP/1.1\r\nHost: server.lab\r\nContent-Length: 20\r\n\r\n"
 BODY = b"twenty bytes of body"
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"
+
+
+@contextlib.contextmanager
+def conversation(lab: Lab, serve: Callable[..., object], *arguments: Any) -> Iterator[socket.socket]:
+    """A connection of the lab's client to a server that runs in a thread, and ends with the connection.
+
+    Args:
+        lab: the lab.
+        serve: called with the listener and the arguments.
+        arguments: what it takes besides.
+    """
+    with lab.server, socket.create_server((lab.server.ip, 8080)) as listener:
+        server = threading.Thread(target=serve, args=(listener, *arguments), daemon=True)
+        server.start()
+        with lab.client, socket.create_connection((lab.server.ip, 8080)) as connection:
+            yield connection
+        server.join()
+
+
+def ask_one_by_one(lab: Lab, port: int, request: bytes, count: int, end: bytes = RESPONSE[-3:]) -> None:
+    """A client sends so many requests over one connection, each when the response before has ended.
+
+    Args:
+        lab: the lab.
+        port: of the server.
+        request: what it sends.
+        count: how often.
+        end: of a response.
+    """
+    with lab.client, socket.create_connection((lab.server.ip, port)) as connection:
+        for _ in range(count):
+            connection.sendall(request)
+            response = b""
+            while not response.endswith(end):
+                response += connection.recv(65536)
 
 
 def _pair(target: str, size: int) -> tuple[bytes, bytes]:
@@ -240,6 +282,7 @@ def _judge_one_segment(send_request: Callable[..., Any]) -> str:
 
 def _send_three(lab: Lab, send_request: Callable[..., Any]) -> str:
     """Three requests over one connection. Raises Wrong, and _Delayed where another run may do better."""
+    """The first two requests in two writes each, the third in one."""
     requests = [_pair("/first", 20), _pair("/second", 20), _pair("/third", 4000)]
     sizes = [len(head) + len(body) for head, body in requests]
     received: list[bytes] = []
@@ -360,7 +403,9 @@ QUIZ = TEXT.quiz
 # The trace
 
 
-def _three_requests(lab: Lab) -> Captured:
+@recorded
+def three_requests(lab: Lab) -> Captured:
+    """The first two requests in two writes each, the third in one."""
     requests = [_pair("/first", 20), _pair("/second", 20), _pair("/third", 20)]
     sizes = [len(head) + len(body) for head, body in requests]
     with lab.capture() as capture, serving(lab.server, _serve, sizes, []), _connection(lab) as connection:
@@ -373,7 +418,7 @@ def _three_requests(lab: Lab) -> Captured:
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """Two requests in two writes and one in a single write, on this lab or recorded, with four blanks."""
-    capture = lab.live_or_recorded("execution.nagle/trace", _three_requests, lab)
+    capture = three_requests(lab)
     packets = next(group for group in connections(capture.messages) if begins(group[0]))
     return HiddenTrace(
         "execution.nagle.trace",
