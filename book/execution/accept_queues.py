@@ -7,62 +7,32 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.execution.accept_queues_experiments import OK, settle
+from book.execution.clients import PORT, call, is_connected, listen, new_clients
+from book.execution.kernel import counted
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
-from labkit.network.host import Counters
 from labkit.queues.diag import LISTEN, NETLINK_SOCK_DIAG, ask, request
-from labkit.queues.watch import Watch
 from labkit.waiting import happens, wait_until
 
 TEXT = Text(__file__)
 
-PORT = 8080
 RTT_MS = 10
 WAIT_S = 8.0
-TRIES = 5
 SLOW_MS = 100  # for one round trip: whoever takes that for no answer is misled by the machine
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-
-
-def _new_client(lab: Lab) -> socket.socket:
-    client = lab["client"].socket()
-    client.setblocking(False)
-    return client
-
-
-def _call(lab: Lab, client: socket.socket) -> None:
-    """Begin to connect: the SYN leaves."""
-    client.connect_ex((lab.server.ip, PORT))
-
-
-def _connected(client: socket.socket) -> bool:
-    try:
-        client.getpeername()
-    except OSError:
-        return False
-    return True
 
 
 def _refused(client: socket.socket) -> bool:
     poll = select.poll()
     poll.register(client, 0)  # an error is told in any case, and stays
     return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _listen(lab: Lab, backlog: int) -> socket.socket:
-    with lab.server:
-        return socket.create_server((lab.server.ip, PORT), backlog=backlog)
-
-
-def _count(watch: Watch, name: str) -> int:
-    return watch.so_far().counters.get(f"TcpExt{name}", 0)
 
 
 def _queued(lab: Lab) -> int:
@@ -82,58 +52,11 @@ def _slowest_ms(capture: Captured) -> float:
     return max(waits)
 
 
-# What the experiments need on a busy machine
-
-
-def call_all(lab: Lab, clients: Sequence[socket.socket]) -> None:
-    """Let clients begin to connect at the same moment: all SYNs are on their way before the first one arrives.
-
-    Raises:
-        MeasurementFailed: this process was held up in between.
-    """
-    began = time.monotonic()
-    for client in clients:
-        _call(lab, client)
-    if time.monotonic() - began > lab.rtt_ms / 2000:
-        raise MeasurementFailed(f"{len(clients)} clients did not call at the same moment: is the machine busy?")
-
-
-def check_sent_once(lab: Lab, before: Counters) -> None:
-    """Raises MeasurementFailed where a client's timer has sent a SYN again since its host's counters were read."""
-    if again := (lab.client.counters - before)["TcpExtTCPSynRetrans"]:
-        raise MeasurementFailed(f"{again} SYNs were sent again, after a second: is the machine busy?")
-
-
-def steadily(run: Callable[..., Any], lab: Lab, *args: Any, once: bool = True) -> Any:
-    """Make a run; again where the machine was held up, and the run is not what it should be.
-
-    Args:
-        run: called with the lab and args; raises MeasurementFailed where it was held up.
-        lab, args: for the run.
-        once: whether each SYN has to be sent once only.
-
-    Returns:
-        what the run returns. Raises MeasurementFailed where it was held up each time.
-    """
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(MeasurementFailed):
-            return _run_once(run, lab, *args, once=once)
-    return _run_once(run, lab, *args, once=once)
-
-
-def _run_once(run: Callable[..., Any], lab: Lab, *args: Any, once: bool) -> Any:
-    before = lab.client.counters
-    result = run(lab, *args)
-    if once:
-        check_sent_once(lab, before)
-    return result
-
-
 # Exercise 1
 
 
 def _judge_capacity(accept_capacity: Callable[..., Any]) -> str:
-    with Lab(rtt_ms=RTT_MS) as lab, _listen(lab, 5):
+    with Lab(rtt_ms=RTT_MS) as lab, listen(lab.server, backlog=5):
         with lab.watch(PORT) as watch, lab.capture() as capture:
             with lab.client:
                 answer = accept_capacity((lab.server.ip, PORT))
@@ -182,7 +105,7 @@ class _Work:
             connection.settimeout(WAIT_S)
             connection.recv(65536)
             self.go_on.wait()
-            connection.sendall(ANSWER)
+            connection.sendall(OK)
 
 
 def _answered(client: socket.socket, deadline: float) -> bool:
@@ -205,28 +128,29 @@ def _judge_keep_accepting(keep_accepting: Callable[..., Any]) -> str:
 
     with (
         Lab(rtt_ms=RTT_MS) as lab,
-        _listen(lab, BACKLOG) as listener,
+        listen(lab.server, backlog=BACKLOG) as listener,
         lab.watch(PORT) as watch,
         contextlib.ExitStack() as callers,
     ):
+        listener.settimeout(None)
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         clients = []
         patience_s = PATIENCE_S
         for number in range(1, CLIENTS + 1):
-            client = callers.enter_context(_new_client(lab))
+            (client,) = new_clients(lab, 1, callers)
             clients.append(client)
-            _call(lab, client)
+            call(lab, client)
 
             def decided(client: socket.socket = client) -> bool:
-                return _connected(client) or _refused(client) or bool(raised) or _count(watch, "ListenDrops") > 0
+                return is_connected(client) or _refused(client) or bool(raised) or counted(watch, "ListenDrops") > 0
 
             wait_until(decided)
             if raised:
                 raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
             if _refused(client):
                 raise Wrong(f"client {number} was refused: your function has closed the listener")
-            if _connected(client):
+            if is_connected(client):
                 client.sendall(b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n")
             lab.wire.settle()  # the last ACK puts a connection into the queue, half a round trip after the client's own
             if not happens(lambda: not _queued(lab), patience_s):
@@ -265,32 +189,24 @@ EXERCISES = (CAPACITY, KEEP_ACCEPTING)
 # The hidden trace
 
 
-def _seventh(lab: Lab) -> Captured:
+@recorded
+def trace(lab: Lab) -> Captured:
     """Five clients fill the queue of a listener with backlog 4, two more come; then the server accepts again."""
     with (
         contextlib.ExitStack() as stack,
-        _listen(lab, 4) as listener,
+        listen(lab.server, backlog=4) as listener,
         lab.watch(PORT) as watch,
     ):
-
-        def decided() -> int:
-            seen = watch.so_far()
-            return seen.accept_queue.last + seen.counters.get("TcpExtListenDrops", 0)
-
-        def settle(clients: int) -> None:
-            happens(lambda: decided() >= clients)
-
-        *five, sixth, seventh = (stack.enter_context(_new_client(lab)) for _ in range(7))
+        *five, sixth, seventh = new_clients(lab, 7, stack)
         for client in five:
-            _call(lab, client)
-        settle(5)
-        _call(lab, sixth)
-        settle(6)
+            call(lab, client)
+        settle(watch, 5)
+        call(lab, sixth)
+        settle(watch, 6)
         with lab.capture() as capture:
-            _call(lab, seventh)
-            settle(7)
+            call(lab, seventh)
+            settle(watch, 7)
             mine = seventh.getsockname()
-            listener.settimeout(WAIT_S)
             while True:
                 connection, peer = listener.accept()
                 stack.enter_context(connection)
@@ -300,14 +216,14 @@ def _seventh(lab: Lab) -> Captured:
             seventh.sendall(b"GET /seventh HTTP/1.1\r\nHost: server.lab\r\n\r\n")
             connection.settimeout(WAIT_S)
             connection.recv(65536)
-            connection.sendall(ANSWER)
+            connection.sendall(OK)
             seventh.recv(65536)
     return capture
 
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """What the SYN of client 7 goes through at a backlog of 4, live or recorded, with four blanks."""
-    capture = lab.live_or_recorded("execution.accept_queues/trace", _seventh, lab)
+    capture = trace(lab)
     groups = [group for group in connections(capture.messages) if begins(group[0])]
     packets = max(groups, key=lambda group: sum(packet.payload for packet in group))
     return HiddenTrace(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from labkit.capture.captured import Captured
+from labkit.capture.ladder import build_ladder
+from labkit.handshakes.phases import begins, connections
 from labkit.network.tiers import origin
-from labkit.plots import Picture, style
+from labkit.plots import Picture, plot_ladder, style
 
 COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.PURPLE)
 
@@ -53,3 +57,18 @@ def plot_waits(rows: Sequence[dict[str, Any]], tier: str, title: str, *, release
     style.set_title(axes, title)
     style.add_note(figure, origin(tier, "Measured"))
     return Picture(figure, f"{title}. {'; '.join(words)}. {released} after {1000 * released_s:.0f} ms.")
+
+
+def plot_connection(capture: Captured, number: int, *, title: str, rtt_ms: float, acks: bool = False) -> Picture:
+    """The ladder of one connection of a capture.
+
+    Args:
+        capture: with the connection's SYN in it.
+        number: of the connection, counted from 1 in the order of the SYNs.
+        title: the finding.
+        rtt_ms: of the lab.
+        acks: whether acknowledgments that carry nothing are drawn, too.
+    """
+    packets = [group for group in connections(capture.messages) if begins(group[0])][number - 1]
+    ladder = replace(build_ladder(packets, ["client", "server"], acks=acks), tier=capture.tier)
+    return plot_ladder(ladder, title=title, rtt_ms=rtt_ms)
