@@ -174,7 +174,7 @@ def test_the_race(chromium: Any, jupyterlab: str) -> None:
 def test_the_queues_live(chromium: Any, jupyterlab: str) -> None:
     """The view follows the server while it runs, and ends with all that happened; a slider moves the queues."""
     page = open_and_run(chromium, jupyterlab, "04_execution/02_accept_queues.ipynb")
-    live = cell(page, "display(live(watch))")
+    live = cell(page, "waved = wave(")
     # While the cell runs again the view is drawn again and again: collect what each picture says.
     live.evaluate(
         """cell => {

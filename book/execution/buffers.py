@@ -3,97 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
-import struct
-import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.execution.clients import both_ends
+from book.execution.kernel import unacknowledged, unsent
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
 from labkit.capture.messages import Dissected
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
-from labkit.queues.history import History
-from labkit.waiting import happens
+from labkit.waiting import happens, wait_until
 
 TEXT = Text(__file__)
 
 RTT_MS = 10
-PORT = 8080
-WAIT_S = 6.0
 LOOK_S = 0.005
-
-# The queues of a socket, as in the notebook.
-
-SIOCOUTQNSD = 0x894B  # linux/sockios.h
-
-
-def _count(sock: socket.socket, question: int) -> int:
-    (number,) = struct.unpack("i", fcntl.ioctl(sock, question, bytes(4)))
-    return int(number)
-
-
-def _send_queue(sock: socket.socket) -> int:
-    return _count(sock, termios.TIOCOUTQ)
-
-
-@contextlib.contextmanager
-def _connected(lab: Lab, *, rcvbuf: int = 0, sndbuf: int = 0) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client and the server's end of its connection."""
-    with lab.server, socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if rcvbuf:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
-        listener.bind(("server.lab", PORT))
-        listener.listen()
-        with lab.client, socket.socket() as client:
-            if sndbuf:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
-            client.settimeout(WAIT_S)
-            client.connect(("server.lab", PORT))
-            listener.settimeout(WAIT_S)
-            server, _ = listener.accept()
-            with server:
-                server.settimeout(WAIT_S)
-                yield client, server
-
-
-def _wait(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise MeasurementFailed(f"{what} within {WAIT_S:g} s: is the machine busy? Try again")
-        time.sleep(LOOK_S)
-
-
-def sampled_well(history: History, capture: Captured) -> bool:
-    """Whether a watch on the client has seen nearly as much in flight as the packets show, and so was not held up."""
-    seen = max((each.unacknowledged.peak for each in history.connections.values()), default=0)
-    return seen > 0.8 * most_in_flight(capture)
-
-
-def most_in_flight(capture: Captured) -> int:
-    """The most bytes that the client had sent and knew no acknowledgment of, by the packets of its connection."""
-    packets = [
-        (packet.transit, header, packet.payload) for packet in capture.messages if (header := packet.headers.tcp)
-    ]
-    first = packets[0][1].seq
-    heard, most = [(0, 1)], 0  # when an acknowledgment arrived, and of what
-    for transit, header, payload in packets:
-        if transit.source == "server" and transit.received_ns:
-            heard.append((transit.received_ns, (header.ack - first) % 2**32))
-        elif payload:
-            known = max(ack for arrived_ns, ack in heard if arrived_ns <= transit.time_ns)
-            most = max(most, (header.seq - first) % 2**32 + payload - known)
-    return most
-
 
 # Exercise 1
 
@@ -117,7 +48,7 @@ def _asked(flush: Callable[..., Any], client: socket.socket, timeout_s: float) -
 
 def _note_when_empty(client: socket.socket, moments: list[float]) -> None:
     with contextlib.suppress(OSError, ValueError):  # closed
-        while _send_queue(client):
+        while unacknowledged(client):
             time.sleep(LOOK_S)
         moments.append(time.monotonic())
 
@@ -125,7 +56,7 @@ def _note_when_empty(client: socket.socket, moments: list[float]) -> None:
 def _judge_flush(flush: Callable[..., Any]) -> str:
     with Lab(rtt_ms=RTT_MS) as lab:
         # What the client sends is lost for a while, and the kernel's timer has to send it again.
-        with _connected(lab) as (client, server):
+        with both_ends(lab) as (client, server):
             emptied: list[float] = []
             lossy = lab.wire.drop(source="client", payload=True)
             mended = threading.Timer(HELD_S, lossy.remove)
@@ -135,7 +66,7 @@ def _judge_flush(flush: Callable[..., Any]) -> str:
                 threading.Thread(target=_note_when_empty, args=(client, emptied), daemon=True).start()
                 begin = time.monotonic()
                 told, took_s = _asked(flush, client, PATIENCE_S)
-                left = _send_queue(client)
+                left = unacknowledged(client)
             finally:
                 mended.cancel()
                 mended.join()
@@ -150,7 +81,7 @@ def _judge_flush(flush: Callable[..., Any]) -> str:
                     f"it returned {told:,} after {took_s:.2f} s, with {PATIENCE_S:g} s to wait: the kernel sends lost "
                     "data again by itself, so look again until the deadline"
                 )
-            _wait(lambda: bool(emptied), "no acknowledgment came")
+            wait_until(lambda: bool(emptied), what="the acknowledgment")
             late_s = begin + took_s - emptied[0]
             if told and late_s < LATE_S:
                 raise MeasurementFailed(f"the acknowledgment took {emptied[0] - begin:.1f} s: is the machine busy?")
@@ -164,11 +95,11 @@ def _judge_flush(flush: Callable[..., Any]) -> str:
             if len(server.recv(2000)) != 1000:
                 raise Wrong("the server did not receive what was written: leave the connection as it is")
         # A peer that never reads.
-        with _connected(lab, rcvbuf=4096, sndbuf=8192) as (client, _):
+        with both_ends(lab, rcvbuf=4096, sndbuf=8192) as (client, _):
             client.setblocking(False)
-            _wait(lambda: _fills(client), "the send queue did not fill")
+            wait_until(lambda: _fills(client), what="a full send queue")
             told, took_s = _asked(flush, client, SHORT_S)
-            left = _send_queue(client)
+            left = unacknowledged(client)
     if told != left:
         raise Wrong(f"the peer does not read, and the send queue holds {left:,} bytes; it returned {told:,}")
     if took_s < SHORT_S * 0.9:
@@ -181,7 +112,7 @@ def _fills(client: socket.socket) -> bool:
     with contextlib.suppress(BlockingIOError):
         client.send(bytes(65536))
         return False
-    return _send_queue(client) == _count(client, SIOCOUTQNSD)
+    return unacknowledged(client) == unsent(client)
 
 
 FLUSH = TEXT.exercise("flush", _judge_flush, deadline_s=15.0, needs="kernel")
@@ -341,12 +272,13 @@ QUIZ = TEXT.quiz
 TRACE_BYTES = 4 * 1448
 
 
-def _a_full_receive_queue(lab: Lab) -> Captured:
+@recorded
+def trace(lab: Lab) -> Captured:
     """More than fits is written; after the first probe was answered the server reads all of it."""
     before = lab.client.counters
-    with lab.capture() as capture, _connected(lab, rcvbuf=4096) as (client, server):
+    with lab.capture() as capture, both_ends(lab, rcvbuf=4096) as (client, server):
         client.sendall(bytes(TRACE_BYTES))
-        _wait(lambda: (lab.client.counters - before)["TcpExtTCPWinProbe"] >= 1, "no zero-window probe was sent")
+        wait_until(lambda: (lab.client.counters - before)["TcpExtTCPWinProbe"] >= 1, what="a zero-window probe")
         lab.wire.settle()
         left = TRACE_BYTES
         while left and (data := server.recv(left)):
@@ -378,7 +310,7 @@ def _named(packets: Sequence[Dissected]) -> list[Dissected]:
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection whose receive queue fills, live or recorded, with four blanks."""
-    capture = lab.live_or_recorded("execution.buffers/trace", _a_full_receive_queue, lab)
+    capture = trace(lab)
     (packets,) = [group for group in connections(capture.messages) if begins(group[0])]
     return HiddenTrace(
         "execution.buffers.trace",

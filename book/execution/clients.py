@@ -115,9 +115,9 @@ def both_ends(
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, sndbuf)
             client.settimeout(WAIT_S)
             client.connect((lab.server.ip, PORT))
+            client.settimeout(None)
             server, _ = listener.accept()
             with server:
-                server.settimeout(WAIT_S)
                 yield client, server
 
 

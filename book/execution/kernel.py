@@ -25,8 +25,17 @@ def unread(history: History) -> int:
 
 
 def unacknowledged(client: socket.socket) -> int:
-    """Bytes that were sent, and that the other kernel has not acknowledged yet (tcp(7): SIOCOUTQ)."""
-    (count,) = struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))
+    """Bytes in the send queue: written, and not acknowledged by the other kernel yet (tcp(7): SIOCOUTQ)."""
+    return _queue(client, termios.TIOCOUTQ)
+
+
+def unsent(client: socket.socket) -> int:
+    """Those bytes of the send queue that have not left yet (linux/sockios.h: SIOCOUTQNSD)."""
+    return _queue(client, 0x894B)
+
+
+def _queue(sock: socket.socket, question: int) -> int:
+    (count,) = struct.unpack("i", fcntl.ioctl(sock, question, bytes(4)))
     return int(count)
 
 
