@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
-from book.execution.roles import unacknowledged, unread
+from book.execution.kernel import unacknowledged, unread
 from book.execution.workload import FAST, SLOW
 from book.learn.grading import describe
 from book.learn.judging import running

@@ -1,4 +1,4 @@
-"""What the section "Listener, acceptor, reader" asks: its plots, three exercises, the hidden trace, the quiz."""
+"""What the section "Listener, acceptor, reader" asks: three exercises with their judges, the hidden trace, the quiz."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import ssl
 import struct
 import termios
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from matplotlib.ticker import MaxNLocator
-
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.execution.clients import PORT
+from book.execution.kernel import unacknowledged, unread
 from book.execution.workload import FAST
 from book.learn.grading import describe
 from book.learn.judging import running
@@ -25,108 +25,13 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.load.server_process import ServerProcess
-from labkit.network.tiers import origin
-from labkit.plots import Picture, style
-from labkit.queues.history import History, total
 from labkit.queues.run_queue import state
 from labkit.waiting import happens, wait_until
 
 TEXT = Text(__file__)
 
-PORT = 8080
 RTT_MS = 10
 WAIT_S = 8.0
-
-
-def unread(history: History) -> int:
-    """Bytes that wait in the receive queues of a port, all connections together, at the end of a history."""
-    return sum(connection.receive_queue.last for connection in history.connections.values())
-
-
-def unacknowledged(client: socket.socket) -> int:
-    """Bytes that were sent, and that the other kernel has not acknowledged yet (tcp(7): SIOCOUTQ)."""
-    (count,) = struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))
-    return int(count)
-
-
-# Plots
-
-
-def plot_roles(history: History, marks: Sequence[tuple[int, str]], title: str) -> Picture:
-    """The accept queue and the bytes that nobody has read, over time.
-
-    Args:
-        history: of a watch that looked at the connections, too.
-        marks: when something was done, nanoseconds since 1970, and what.
-        title: the finding.
-    """
-    figure, above = style.new_figure(3.9)
-    above.remove()
-    above, below = figure.subplots(2, 1, sharex=True)
-    bytes_waiting = total([connection.receive_queue for connection in history.connections.values()])
-    end_s = history.duration_s
-    for axes, steps, colour, name in (
-        (above, history.accept_queue, style.BLUE, "connections in the\naccept queue"),
-        (below, bytes_waiting, style.GREEN, "bytes in the\nreceive queues"),
-    ):
-        times, values = [0.0, *steps.times_s, end_s], [0, *steps.values, steps.last]
-        axes.step(times, values, where="post", color=colour, linewidth=2)
-        axes.set_ylim(-0.05 * max(steps.peak, 1), 1.35 * max(steps.peak, 1))
-        axes.set_ylabel(name, fontsize=style.SIZE)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        for time_ns, _ in marks:
-            axes.axvline((time_ns - history.started_ns) / 1e9, color=style.GREY, linestyle=":", linewidth=1)
-    for time_ns, label in marks:
-        at = ((time_ns - history.started_ns) / 1e9, 1)
-        above.annotate(
-            label, at, xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
-            fontsize=style.SIZE, color=style.INK, ha="left", va="top",
-        )  # fmt: skip
-    below.set_xlim(0, end_s)
-    below.set_xlabel("seconds", fontsize=style.SIZE)
-    style.set_title(above, title)
-    style.add_note(figure, origin(history.tier, "Sampled"))
-    told = ", ".join(f"{label} at {(time_ns - history.started_ns) / 1e9:.2f} s" for time_ns, label in marks)
-    return Picture(
-        figure,
-        f"{title}. Accept queue {history.accept_queue.peak} at most, {history.accept_queue.last} in the end; "
-        f"{bytes_waiting.peak} bytes unread at most, {bytes_waiting.last} in the end. {told}.",
-    )
-
-
-def plot_hanging(runs: Mapping[str, Mapping[str, int]], title: str, tier: str) -> Picture:
-    """Where the clients are that a hanging server has, a group of bars for each server.
-
-    Args:
-        runs: what hangs → place → how many.
-        title: the finding.
-        tier: where they come from.
-    """
-    places = list(next(iter(runs.values())))
-    figure, axes = style.new_figure(1.0 + 0.27 * (len(places) + 1) * len(runs))
-    colours = (style.BLUE, style.GREEN, style.ORANGE, style.PURPLE)
-    at, ticks = 0.0, []
-    for run in runs.values():
-        ticks.append(at + (len(places) - 1) / 2)
-        for place, colour in zip(places, colours, strict=False):
-            axes.barh(at, run[place], 0.8, color=colour, label=place if at < len(places) else None)
-            axes.annotate(
-                f"{run[place]}", (run[place], at), xytext=(4, 0), textcoords="offset points", va="center",
-                fontsize=style.SIZE,
-            )  # fmt: skip
-            at += 1
-        at += 1
-    axes.set_yticks(ticks, list(runs))
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(at - 1.4, -0.7)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("how many", fontsize=style.SIZE)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=style.SIZE, frameon=False)
-    style.set_title(axes, title)
-    style.add_note(figure, origin(tier, "Sampled"))
-    told = ". ".join(f"{name}: " + ", ".join(f"{place} {n}" for place, n in run.items()) for name, run in runs.items())
-    return Picture(figure, f"{title}. {told}.")
 
 
 # A connection whose server is stopped: used by the hidden trace and by exercise 1
@@ -173,18 +78,15 @@ def _accepted(lab: Lab) -> dict[str, int]:
             return {"accept queue": seen.accept_queue.last, "unread": unread(seen)}
 
 
-def _life(lab: Lab) -> tuple[Captured, dict[str, int], dict[str, int]]:
-    return *_stopped(lab), _accepted(lab)
-
-
-def observe_life(lab: Lab) -> tuple[Captured, dict[str, int], dict[str, int]]:
-    """The life of one connection, live or recorded.
+@recorded
+def life(lab: Lab) -> tuple[Captured, dict[str, int], dict[str, int]]:
+    """The life of one connection.
 
     Returns:
         the packets of a client whose server is stopped at first, the state while it was stopped, and the state of
         another server that has accepted and does not read.
     """
-    return lab.live_or_recorded("execution.roles/life", _life, lab)
+    return *_stopped(lab), _accepted(lab)
 
 
 # Exercise 1
@@ -225,17 +127,13 @@ def _judge_life(answer: Any) -> str:
     if strange := [who for who in given.values() if who not in ROLES]:
         raise Wrong(f"{strange[0]!r}: choose 'kernel', 'acceptor' or 'reader'")
     with Lab(rtt_ms=RTT_MS) as lab:
-        who = _who(*observe_life(lab))
+        who = _who(*life(lab))
     for event, why in LIFE.items():
         if event in given and given[event] != who[event]:
             raise Wrong(f"{event!r} is not the {given[event]}'s work: {why}")
     if still := [event for event in LIFE if event not in given]:
         raise Wrong(f"right so far; still open: {', '.join(still)}")
     return "Four of the seven events happened while the process was stopped, five before anybody read."
-
-
-def _answer(**others: str) -> str:
-    return "life = {\n" + "".join(f'    "{event}": "{who}",\n' for event, who in _lives(**others).items()) + "}\n"
 
 
 LIFE_OF_A_CONNECTION = TEXT.exercise("life", _judge_life)
@@ -387,7 +285,7 @@ EXERCISES = (LIFE_OF_A_CONNECTION, NO_HOSTAGE, DEADLINE)
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection to a process that is stopped and goes on later, live or recorded, with four blanks."""
-    capture, _, _ = observe_life(lab)
+    capture, _, _ = life(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
     return HiddenTrace(
         "execution.roles.trace",
