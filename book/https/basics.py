@@ -6,7 +6,8 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.https.reading import to_last_byte
 from book.learn.judging import least, serving
 from labkit.capture.captured import Captured
 from labkit.capture.messages import Dissected
@@ -45,6 +46,20 @@ def _fetch(connection: socket.socket, size: int) -> bytes:
             if name.lower() == b"content-length":
                 length = int(value)
         return response.read(length)
+
+
+def segments(capture: Captured, rtt_ms: float) -> tuple[int, int, int]:
+    """What the server sent with data: segments, how many of them later than the first flight, bytes in the fullest."""
+    packets = [packet for packet in capture.messages if not packet.from_client and packet.payload]
+    # Within a round trip no acknowledgment is back: these are the first flight.
+    end_ns = packets[0].transit.time_ns + rtt_ms * 1e6
+    later = sum(packet.transit.time_ns >= end_ns for packet in packets)
+    return len(packets), later, max(packet.payload for packet in packets)
+
+
+def cost_of_size(rtt_ms: float) -> Callable[[Captured], tuple[int, int]]:
+    """What ``fewest`` counts in a capture of one response: round trips to its last byte, and segments sent later."""
+    return lambda capture: (to_last_byte(capture), segments(capture, rtt_ms)[1])
 
 
 def _opened(capture: Captured) -> list[list[Dissected]]:
@@ -149,7 +164,9 @@ EXERCISES = (FETCH_ALL, LARGEST)
 QUIZ = TEXT.quiz
 
 
-def _two_requests(lab: Lab) -> Captured:
+@recorded
+def trace(lab: Lab) -> Captured:
+    """What the hidden trace shows: two requests over one connection."""
     with lab.capture() as capture, serving(lab.server, _serve, port=8080), lab.client:
         with socket.create_connection(("server.lab", 8080), timeout=WAIT_S) as connection:
             for size in (400, 4000):
@@ -159,7 +176,7 @@ def _two_requests(lab: Lab) -> Captured:
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """Two requests over one connection on this lab, or recorded ones, with four blanks."""
-    capture = lab.live_or_recorded("https.basics/trace", _two_requests, lab)
+    capture = trace(lab)
     (packets,) = _opened(capture)
     return HiddenTrace(
         "https.basics.trace",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.judging import serving
 from labkit.capture.captured import Captured
 from labkit.lab import Lab
 
 TEXT = Text(__file__)
 
+TRACE_PORT = 8080
 WAIT_S = 6.0  # a server that has not answered by then does not, however busy the machine is
 
 
-def _handshake(lab: Lab, port: int) -> Captured:
+def _connect(lab: Lab, port: int) -> Captured:
     """A client connects to a server that listens and no more, and goes."""
     lab.wire.settle()  # nothing of an earlier connection is on its way
     with lab.server, socket.create_server(("server.lab", port)), lab.capture() as capture:
@@ -24,10 +25,22 @@ def _handshake(lab: Lab, port: int) -> Captured:
     return capture
 
 
+@recorded
+def handshake(lab: Lab, rtt_ms: int) -> Captured:
+    """As in the notebook, and recorded there."""
+    lab.set_link(rtt_ms=rtt_ms)
+    return _connect(lab, 80)
+
+
+@recorded
+def trace(lab: Lab) -> Captured:
+    """What the hidden trace shows."""
+    return _connect(lab, TRACE_PORT)
+
+
 def _judge_flags(answer: object) -> str:
-    with Lab(rtt_ms=10) as lab:
-        # Recorded under this key is the handshake of the notebook.
-        capture = lab.live_or_recorded("introduction.welcome/handshake", _handshake, lab, 80)
+    with Lab() as lab:
+        capture = handshake(lab, 40)
     flags = str(capture.packets[1]["TCP"].flags)
     if not isinstance(answer, str) or set(answer.upper()) != set(flags):
         also = "it also acknowledges the client's SYN" if str(answer).upper() == "S" else "look at the second packet"
@@ -71,10 +84,10 @@ QUIZ = TEXT.quiz
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """One TCP handshake on this lab, or a recorded one, with three blanks."""
-    capture = lab.live_or_recorded("introduction.welcome/trace", _handshake, lab, 8080)
+    capture = trace(lab)
     return HiddenTrace(
         "introduction.welcome.trace",
-        [packet for packet in capture.messages if packet.flow.server_port == 8080],
+        [packet for packet in capture.messages if packet.flow.server_port == TRACE_PORT],
         [
             Blank("SYN-ACK", "from", "who answers a SYN?"),
             Blank("SYN-ACK", "round trip", "the first round trip begins with the SYN and ends with its answer"),
