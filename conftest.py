@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -37,6 +38,9 @@ if HOME not in os.environ:
     for _name in [name for name in os.environ if name.startswith(("XDG_", "JUPYTER", "IPYTHON", "MPL", "MATPLOTLIB"))]:
         del os.environ[_name]
 os.environ["LABKIT_HOME"] = tempfile.mkdtemp(prefix="progress-", dir=os.environ[HOME])  # tests run side by side
+# The suite starts some thousand Python processes, and each would compile labkit and book again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 _alone = Path(os.environ[HOME], "alone")
 
 pytest_plugins = ["notebook_run"]  # in tests/, by `pythonpath`

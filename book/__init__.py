@@ -11,10 +11,10 @@ The public names are loaded when they are used, so that judging one function doe
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from labkit.lazy import lazy
 from labkit.recorded import FOLDERS
 
 if TYPE_CHECKING:
@@ -77,12 +77,4 @@ __all__ = [
 FOLDERS.insert(0, Path(__file__).parent / "recordings")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        globals()[name] = getattr(import_module(_HOME[name]), name)
-        return globals()[name]
-    raise AttributeError(f"module 'book' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__]
+__getattr__, __dir__ = lazy(__name__, _HOME)

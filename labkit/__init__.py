@@ -14,8 +14,9 @@ The public names are loaded when they are used, so that ``import labkit`` is qui
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from labkit.lazy import lazy
 
 if TYPE_CHECKING:
     from labkit.doctor import doctor
@@ -71,12 +72,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        # Kept, because importing a module puts it here under its own name: `doctor` would be the module from then on.
-        globals()[name] = getattr(import_module(_HOME[name]), name)
-        return globals()[name]
-    raise AttributeError(f"module 'labkit' has no attribute {name!r}")
+__getattr__, _ = lazy(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -19,8 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from platformdirs import user_data_path
-
 from labkit.errors import InvalidValue
 
 try:
@@ -38,6 +36,8 @@ PARTS = ("predictions", "solved", "read")
 
 def home() -> Path:
     """The learner's folder: ``LABKIT_HOME``, else the user data folder of this operating system."""
+    from platformdirs import user_data_path  # late: what judges an answer keeps no progress
+
     chosen = os.environ.get("LABKIT_HOME")
     return Path(chosen).expanduser() if chosen else user_data_path("backend-engineering-live", appauthor=False)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from book.learn.inline import as_html
 from labkit.errors import InvalidValue
@@ -37,10 +39,19 @@ class Quiz:
 
     A notebook shows each option as a line to click on, with the reply folded in it: plain HTML, so it also works in
     a notebook that is only read.
+
+    Args:
+        questions: what it asks.
+        read: finds them when somebody looks, instead.
     """
 
-    def __init__(self, *questions: Question) -> None:
-        self.questions = questions
+    def __init__(self, *questions: Question, read: Callable[[], Iterable[Question]] | None = None) -> None:
+        self._read = read or (lambda: questions)
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """What it asks."""
+        return tuple(self._read())
 
     def answer(self, number: int, letter: str) -> str:
         """The reply to an option: ``quiz.answer(1, "b")``. Raises InvalidValue for one that is not there."""

@@ -95,12 +95,15 @@ class Text:
     @cached_property
     def quiz(self) -> Quiz:
         """The quiz."""
+        return Quiz(read=self._questions)
+
+    # How the file is read.
+
+    def _questions(self) -> list[Question]:
         at = next((at for at, part in enumerate(self._parts) if part.level == 2 and part.heading == QUIZ), None)
         if at is None:
             self._fail(len(self._lines), f"expected a heading '## {QUIZ}' with questions below it")
-        return Quiz(*map(self._question, self._parts[at + 1 :]))
-
-    # How the file is read.
+        return [self._question(part) for part in self._parts[at + 1 :]]
 
     @cached_property
     def _source(self) -> str:

@@ -7,17 +7,39 @@
         server.log        # what it saw
 
 All take the same handler, a function from ``Request`` to ``Response``. They trust and are trusted through one
-certificate authority a lab, ``lab.authority``.
+certificate authority a lab, ``lab.authority``. What a server is made with (h11, pyOpenSSL, aioquic) is loaded with it.
 """
 
-from labkit.servers.authority import Authority, authority_of
-from labkit.servers.background import Server
-from labkit.servers.early_data import EarlyDataServer
-from labkit.servers.http import HttpServer
-from labkit.servers.http3 import Http3Server
-from labkit.servers.log import Log, LogEntry
-from labkit.servers.messages import Handler, Request, Response
-from labkit.servers.page import Page
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from labkit.lazy import lazy
+
+if TYPE_CHECKING:
+    from labkit.servers.authority import Authority, authority_of
+    from labkit.servers.background import Server
+    from labkit.servers.early_data import EarlyDataServer
+    from labkit.servers.http import HttpServer
+    from labkit.servers.http3 import Http3Server
+    from labkit.servers.log import Log, LogEntry
+    from labkit.servers.messages import Handler, Request, Response
+    from labkit.servers.page import Page
+
+_HOME = {
+    "Authority": "labkit.servers.authority",
+    "EarlyDataServer": "labkit.servers.early_data",
+    "Handler": "labkit.servers.messages",
+    "Http3Server": "labkit.servers.http3",
+    "HttpServer": "labkit.servers.http",
+    "Log": "labkit.servers.log",
+    "LogEntry": "labkit.servers.log",
+    "Page": "labkit.servers.page",
+    "Request": "labkit.servers.messages",
+    "Response": "labkit.servers.messages",
+    "Server": "labkit.servers.background",
+    "authority_of": "labkit.servers.authority",
+}
 
 __all__ = [
     "Authority",
@@ -33,3 +55,5 @@ __all__ = [
     "Server",
     "authority_of",
 ]
+
+__getattr__, __dir__ = lazy(__name__, _HOME)

@@ -137,7 +137,7 @@ def test_what_is_malformed(tmp_path: Path, before: str, after: str, heading: str
     )
     read = text(tmp_path, source)
     with pytest.raises(InvalidValue, match=re.escape(message)) as raised:
-        _ = read.wording("double"), read.quiz
+        _ = read.wording("double"), read.quiz.questions
     assert f"{tmp_path}/section.md, line {line}: " in str(raised.value)
 
 
@@ -147,4 +147,4 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InvalidValue, match="there is no heading '## triple', but double"):
         text(tmp_path, WELL).wording("triple")
     with pytest.raises(InvalidValue, match="expected a heading '## Quiz'"):
-        _ = text(tmp_path, WELL.partition("## Quiz")[0]).quiz
+        _ = text(tmp_path, WELL.partition("## Quiz")[0]).quiz.questions

@@ -10,13 +10,29 @@
 
 from __future__ import annotations
 
-from labkit.handshakes.clients.base import Client, Fetched
-from labkit.handshakes.clients.early_data import EarlyDataClient
-from labkit.handshakes.clients.quic import QuicClient
-from labkit.handshakes.clients.tcp import TcpClient, TlsClient
-from labkit.handshakes.variants import Variant
-from labkit.servers import EarlyDataServer, Handler, Http3Server, HttpServer
-from labkit.servers.hosts import HostLike
+from typing import TYPE_CHECKING
+
+from labkit.lazy import lazy
+
+if TYPE_CHECKING:
+    from labkit.handshakes.clients.base import Client, Fetched
+    from labkit.handshakes.clients.early_data import EarlyDataClient
+    from labkit.handshakes.clients.quic import QuicClient
+    from labkit.handshakes.clients.tcp import TcpClient, TlsClient
+    from labkit.handshakes.variants import Variant
+    from labkit.servers import EarlyDataServer, Handler, Http3Server, HttpServer
+    from labkit.servers.hosts import HostLike
+
+    AnyServer = HttpServer | EarlyDataServer | Http3Server
+
+_HOME = {
+    "Client": "labkit.handshakes.clients.base",
+    "EarlyDataClient": "labkit.handshakes.clients.early_data",
+    "Fetched": "labkit.handshakes.clients.base",
+    "QuicClient": "labkit.handshakes.clients.quic",
+    "TcpClient": "labkit.handshakes.clients.tcp",
+    "TlsClient": "labkit.handshakes.clients.tcp",
+}
 
 __all__ = [
     "Client",
@@ -28,8 +44,6 @@ __all__ = [
     "client_for",
     "server_for",
 ]
-
-AnyServer = HttpServer | EarlyDataServer | Http3Server
 
 
 def server_for(
@@ -53,9 +67,15 @@ def server_for(
     """
     tls_port = 443 if port is None else port
     if variant.transport == "quic":
+        from labkit.servers.http3 import Http3Server
+
         return Http3Server(host, handler, port=tls_port, name=name)
     if variant.early_data:
+        from labkit.servers.early_data import EarlyDataServer
+
         return EarlyDataServer(host, handler, port=tls_port, fast_open=variant.fast_open, name=name)
+    from labkit.servers.http import HttpServer
+
     return HttpServer(host, handler, port=port, tls=variant.tls, fast_open=variant.fast_open, name=name)
 
 
@@ -72,9 +92,15 @@ def client_for(variant: Variant, host: HostLike, server: AnyServer, *, timeout_s
         InvalidValue: a deadline that is not positive.
     """
     if variant.transport == "quic":
+        from labkit.handshakes.clients.quic import QuicClient
+
         return QuicClient(host, server, early_data=variant.early_data, timeout_s=timeout_s)
     if variant.early_data:
+        from labkit.handshakes.clients.early_data import EarlyDataClient
+
         return EarlyDataClient(host, server, fast_open=variant.fast_open, timeout_s=timeout_s)
+    from labkit.handshakes.clients.tcp import TcpClient, TlsClient
+
     if variant.tls is None:
         return TcpClient(host, server, fast_open=variant.fast_open, timeout_s=timeout_s)
     return TlsClient(
@@ -85,3 +111,6 @@ def client_for(variant: Variant, host: HostLike, server: AnyServer, *, timeout_s
         fast_open=variant.fast_open,
         timeout_s=timeout_s,
     )
+
+
+__getattr__, __dir__ = lazy(__name__, _HOME)
