@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from labkit.capture.headers import TcpHeader, decode
+from labkit.capture.headers import TcpHeader
 from labkit.capture.messages import Dissected
 
 
@@ -17,7 +17,7 @@ def headers(packets: Sequence[Dissected], *, from_client: bool, payload: bool = 
         payload: only those of packets that carry bytes.
     """
     sent = [packet for packet in packets if packet.from_client == from_client and (packet.payload or not payload)]
-    found = [decode(packet.transit.data).tcp for packet in sent]
+    found = [packet.headers.tcp for packet in sent]
     return [header for header in found if header is not None]
 
 
@@ -25,10 +25,8 @@ def stream(packets: Sequence[Dissected]) -> bytes:
     """The client's bytes of a connection, copies left out."""
     sent: dict[int, bytes] = {}
     for packet in packets:
-        if packet.from_client and packet.payload:
-            segment = decode(packet.transit.data)
-            if segment.tcp is not None:
-                sent[segment.tcp.seq] = segment.payload
+        if packet.from_client and packet.payload and packet.headers.tcp is not None:
+            sent[packet.headers.tcp.seq] = packet.headers.payload
     return b"".join(sent[seq] for seq in sorted(sent))
 
 
