@@ -6,7 +6,9 @@ is queried, and no CPU is used.
 
 from __future__ import annotations
 
+import socket
 import time
+from pathlib import Path
 
 FAST = b"GET /fast HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: server.lab\r\n\r\n"
@@ -29,6 +31,25 @@ def work(request: bytes) -> bytes:
     if request.startswith(b"GET /slow"):
         time.sleep(WAIT_S)
     return RESPONSE
+
+
+def work_or_report(request: bytes) -> bytes:
+    """The work of all patterns, and two requests more, whose responses name the request and the thread that did it.
+
+    Args:
+        request: as for ``work``; GET /report, which asks the host "database" for as long as that takes; or GET /who.
+
+    Returns:
+        the response's bytes.
+    """
+    target = request.split()[1]
+    if target == b"/report":
+        with socket.create_connection(("database.lab", 5432)) as database:
+            database.recv(1)
+    elif target != b"/who":
+        return work(request)
+    name = Path("/proc/thread-self/comm").read_bytes().strip()
+    return b"HTTP/1.1 200 for %s\r\nContent-Length: %d\r\n\r\n%s" % (target, len(name), name)
 
 
 def compute(rounds: int = ROUNDS) -> int:
