@@ -45,7 +45,7 @@ def _slowest_ms(capture: Captured) -> float:
     """The longest that a client waited for the answer to its SYN, milliseconds; 0 where none was answered."""
     waits = [0.0]
     for group in connections(capture.messages):
-        answers = (p.transit.received_ns for p in group if p.label.startswith("SYN-ACK"))
+        answers = (p.transit.received_ns for p in group if {"SYN", "ACK"} <= p.flags)
         came_ns = next((moment for moment in answers if moment), None)
         if begins(group[0]) and came_ns:
             waits.append((came_ns - group[0].transit.time_ns) / 1e6)

@@ -117,11 +117,11 @@ def each_client(capture: Captured) -> Iterator[tuple[list[float], float, float]]
     groups = [group for group in connections(capture.messages) if begins(group[0])]
     start_ns = groups[0][0].transit.time_ns
     for group in groups:
-        syns = [packet.transit.time_ns for packet in group if packet.label == "SYN"]
+        syns = [packet.transit.time_ns for packet in group if packet.from_client and "SYN" in packet.flags]
         came = {
-            packet.label[:7]: packet.transit.received_ns
+            "SYN" in packet.flags: packet.transit.received_ns
             for packet in group
-            if not packet.from_client and (packet.payload or packet.label.startswith("SYN-ACK"))
+            if not packet.from_client and (packet.payload or "SYN" in packet.flags)
         }
         connected_ns, answered_ns, *_ = (moment or start_ns for moment in came.values())
         seconds = [(ns - start_ns) / 1e9 for ns in (*syns, connected_ns, answered_ns)]

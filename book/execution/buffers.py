@@ -15,7 +15,7 @@ from book.execution.clients import both_ends
 from book.execution.kernel import unacknowledged, unsent
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
-from labkit.capture.messages import Dissected
+from labkit.capture.messages import Dissected, Message
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
@@ -294,7 +294,7 @@ def _named(packets: Sequence[Dissected]) -> list[Dissected]:
     for packet in packets:
         header = packet.headers.tcp
         name = ""
-        if header is not None and packet.label == "ACK" and not packet.payload:
+        if header is not None and packet.bare_ack:
             if not packet.from_client and header.window == 0:
                 closed, name = True, "ACK, window 0"
             elif closed and packet.from_client and "window update" not in said:
@@ -303,7 +303,10 @@ def _named(packets: Sequence[Dissected]) -> list[Dissected]:
                 name = "window update"
         if name == "ACK, window 0" and "probe" in said:
             name = "ACK, answers the probe"
-        named.append(replace(packet, label=name) if name and name not in said else packet)
+        if name and name not in said:
+            says = Message("TCP", name, "", "", packet.index, packet.index, 0, b"")
+            packet = replace(packet, label=name, messages=(says,))
+        named.append(packet)
         said.add(name)
     return named
 

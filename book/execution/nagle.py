@@ -132,7 +132,7 @@ def sent_together(capture: Captured) -> int:
         (number, step)
         for number, packets in enumerate(connections(capture.messages))
         for packet, step in zip(packets, steps(packets), strict=True)
-        if packet.from_client and packet.label == "data" and not packet.retransmission
+        if packet.from_client and packet.payload and not packet.flags & {"SYN", "FIN"} and not packet.retransmission
     )
     return max(together.values(), default=0)
 

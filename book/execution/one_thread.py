@@ -44,7 +44,8 @@ def answers(capture: Captured) -> list[tuple[bool, float, float]]:
         answered = [packet for packet in group if not packet.from_client and packet.payload]
         if asked and answered:
             came_ns = asked[0].transit.received_ns or asked[0].transit.time_ns
-            found.append(("GET /slow" in asked[0].what, came_ns, answered[0].transit.time_ns))
+            slow = any("GET /slow" in message.name for message in asked[0].messages)
+            found.append((slow, came_ns, answered[0].transit.time_ns))
     start_ns = min((came_ns for _, came_ns, _ in found), default=0)
     return [(slow, (came - start_ns) / 1e9, (left - start_ns) / 1e9) for slow, came, left in sorted(found)]
 

@@ -105,7 +105,7 @@ LIFE = {
 
 def _who(capture: Captured, stopped: Mapping[str, int], accepted: Mapping[str, int]) -> dict[str, str]:
     """Who did what: what happens while the process is stopped is the kernel's, what without a recv the acceptor's."""
-    answered = any(packet.label.startswith("SYN-ACK") for packet in capture.messages)
+    answered = any({"SYN", "ACK"} <= packet.flags for packet in capture.messages)
     if not (answered and all(stopped.values())) or accepted["accept queue"] or not accepted["unread"]:
         raise MeasurementFailed(f"unexpected: {stopped}, {accepted}")
     return _lives()

@@ -17,7 +17,7 @@ from aioquic.tls import SessionTicket
 
 from book import Blank, HiddenTrace, Text, Wrong
 from labkit.capture.capture import Capture
-from labkit.capture.messages import Dissected
+from labkit.capture.messages import Dissected, Message
 from labkit.errors import MeasurementFailed
 from labkit.handshakes import QuicClient, measure_once
 from labkit.handshakes.phases import begins, connections, steps
@@ -98,6 +98,11 @@ def last_connection(capture: Capture) -> list[Dissected]:
     return [group for group in connections(capture.messages) if begins(group[0])][-1]
 
 
+def request_stream(message: Message) -> bool:
+    """Whether it goes on a stream for requests: bidirectional, opened by the client (RFC 9000, section 2.1)."""
+    return message.stream is not None and message.stream % 4 == 0
+
+
 def round_trips(packets: Sequence[Dissected]) -> tuple[int, int]:
     """Whole round trips to the first and to the last byte of a response, whatever stream it came on.
 
@@ -110,7 +115,7 @@ def round_trips(packets: Sequence[Dissected]) -> tuple[int, int]:
     found = [
         step // 2
         for packet, step in zip(packets, steps(packets), strict=True)
-        if not packet.from_client and any(m.name == "STREAM" and "response" in m.detail for m in packet.messages)
+        if not packet.from_client and any(request_stream(m) for m in packet.messages)
     ]
     return found[0], found[-1]
 
@@ -151,13 +156,13 @@ def _judge_first_flight(first_flight: Callable[..., Any]) -> str:
             lab.wire.settle()
         sent = [packet for packet in capture.messages if packet.from_client and packet.flow.client_port == port]
         early = {
-            number: message.detail
+            number: message
             for number, packet in enumerate(sent, 1)
             for message in packet.messages
-            if message.level == "early" and message.detail.startswith("stream 0,")
+            if message.level == "early" and message.stream == 0
         }
         # A request that has ended must reach the handler, however late. For one without an end nobody has to wait.
-        if any(detail.endswith("fin") for detail in early.values()) and not served.wait(WAIT_S):
+        if any(message.fin for message in early.values()) and not served.wait(WAIT_S):
             raise MeasurementFailed(f"the request came, and in {WAIT_S:g} s no handler ran: is the machine too busy?")
     carriers = sorted(early)
     if not carriers:

@@ -52,8 +52,9 @@ def _judge_listener(open_listener: Callable[[tuple[str, int]], Any]) -> str:
         with listener, _answering(listener):
             first, _ = _ask(lab, address)
             second, server_counters = _ask(lab, address)
-        synack = next(packet for packet in first if packet.label.startswith("SYN-ACK"))
-        if "cookie" not in synack.label:
+        headers = (packet.headers.tcp for packet in first if not packet.from_client)
+        synack = next(header for header in headers if header is not None and header.flags & SYN)
+        if not synack.cookie:
             raise Wrong(
                 "the client's SYN asked for a cookie, and your server's SYN-ACK brought none: this listener does not "
                 "take data in a SYN. Which option turns that on, with which value, and on which socket?"

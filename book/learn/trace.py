@@ -150,8 +150,8 @@ def _worth_showing(packets: Sequence[Dissected]) -> list[tuple[Dissected, int]]:
     """The packets with something to say, each with its step."""
     shown: list[tuple[Dissected, int]] = []
     for packet, step in zip(packets, steps(packets), strict=True):
-        opens = bool(shown) and shown[-1][0].label.startswith("SYN-ACK")
-        if packet.payload or packet.label != "ACK" or (opens and packet.from_client):
+        opens = bool(shown) and {"SYN", "ACK"} <= shown[-1][0].flags
+        if packet.payload or not packet.bare_ack or (opens and packet.from_client):
             shown.append((packet, step))
     return shown
 

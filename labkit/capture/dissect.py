@@ -213,7 +213,8 @@ def _place(chunk: Chunk, tls_start: int | None, tls: list[Found]) -> Iterator[tu
 
 
 def _message(found: Found, first: int, last: int) -> Message:
-    return Message(found.protocol, found.name, found.detail, found.level, first, last, found.length, found.data)
+    place = (found.level, first, last, found.length)
+    return Message(found.protocol, found.name, found.detail, *place, found.data, found.stream, found.fin)
 
 
 class _UdpConversation:

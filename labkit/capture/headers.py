@@ -12,7 +12,8 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
-FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+_FLAG_NAMES = {FIN: "FIN", SYN: "SYN", RST: "RST", PSH: "PSH", ACK: "ACK", 0x20: "URG", 0x40: "ECE", 0x80: "CWR"}
 
 _ICMP_NAMES = {
     0: "echo reply", 3: "destination unreachable", 5: "redirect", 8: "echo request", 11: "time exceeded",
@@ -99,6 +100,12 @@ def decode(frame: bytes) -> Decoded:
         operation = struct.unpack_from("!H", packet, 6)[0] if len(packet) >= 8 else 0
         return Decoded("ARP", label={1: "ARP request", 2: "ARP reply"}.get(operation, "ARP"))
     return Decoded("Ethernet", label=f"Ethernet type 0x{ether_type:04x}")
+
+
+@lru_cache(maxsize=256)
+def flag_names(flags: int) -> frozenset[str]:
+    """The bits of ``TcpHeader.flags`` by name."""
+    return frozenset(name for bit, name in _FLAG_NAMES.items() if flags & bit)
 
 
 @lru_cache(maxsize=1024)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from labkit.capture.fields import printable
-from labkit.capture.messages import Found
+from labkit.capture.messages import Found, data_detail
 
 # A start line, at the beginning of what was sent or after the blank line that ends another head.
 _START_LINE = re.compile(
@@ -30,7 +30,7 @@ def name_http(messages: Iterable[Found]) -> list[Found]:
             continue
         if head is not None and head.level == message.level and named[-1] is head:
             data = head.data + message.data
-            detail = head.detail.replace(f"{head.length} bytes", f"{len(data)} bytes")
+            detail = data_detail(len(data), head.level, head.rejected)
             head = replace(head, detail=detail, end=message.end, length=len(data), data=data)
             named[-1] = head
         else:
@@ -52,7 +52,7 @@ def _split_at_start_lines(message: Found) -> list[Found]:
     for begin, end in zip(places, [*places[1:], len(message.data)], strict=True):
         part = replace(
             message,
-            detail=message.detail.replace(f"{message.length} bytes", f"{end - begin} bytes"),
+            detail=data_detail(end - begin, message.level, message.rejected),
             length=end - begin,
             data=message.data[begin:end],
             # An encrypted record can only be read as a whole: all its requests are where it is.

@@ -91,9 +91,9 @@ def build_ladder(packets: Sequence[Dissected], hosts: Sequence[str], acks: bool 
     rows: list[Row] = []
     opening: set[Flow] = set()  # connections whose client has not answered the SYN-ACK yet
     for packet in packets:
-        if acks or packet.flow in opening or not _only_acknowledges(packet):
+        if acks or packet.flow in opening or not packet.bare_ack:
             rows.append(_row(packet, names, start_ns))
-        if packet.label.startswith("SYN-ACK"):
+        if {"SYN", "ACK"} <= packet.flags:
             opening.add(packet.flow)
         elif packet.from_client:
             opening.discard(packet.flow)
@@ -120,12 +120,6 @@ def table(packets: Sequence[Dissected]) -> str:
         f"  {payload:>{widths[4]}}  {what}"
         for number, ms, direction, protocol, payload, what in lines
     )
-
-
-def _only_acknowledges(packet: Dissected) -> bool:
-    if packet.messages:
-        return all(message.name in ("ACK", "PADDING", "datagram padding") for message in packet.messages)
-    return packet.label == "ACK"
 
 
 _Endpoint = tuple[str, int]

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import groupby
 
 from labkit.capture.frames import Transit
-from labkit.capture.headers import Decoded
+from labkit.capture.headers import Decoded, flag_names
+from labkit.capture.tls_session import Hello
+from labkit.errors import InvalidValue
 
 # The QUIC packets that each level's keys protect.
 PACKET_NAMES = {"initial": "Initial", "early": "0-RTT", "handshake": "Handshake", "application": "1-RTT"}
@@ -31,6 +32,8 @@ class Message:
             transit counts only where no other brought its bytes.
         length: payload bytes of it: plaintext, or ciphertext where it could not be opened.
         data: the plaintext; b"" where it could not be opened.
+        stream: ID of the stream of a QUIC STREAM frame, else None.
+        fin: whether a STREAM frame ends its stream.
     """
 
     protocol: str
@@ -41,6 +44,15 @@ class Message:
     last: int
     length: int
     data: bytes
+    stream: int | None = None
+    fin: bool = False
+
+    @property
+    def hello(self) -> Hello:
+        """What stands in a hello. Raises InvalidValue for other messages."""
+        if self.protocol != "TLS" or self.name not in ("ClientHello", "ServerHello", "HelloRetryRequest"):
+            raise InvalidValue(f"{self.name!r} is no hello: choose by name, 'ClientHello' or 'ServerHello'")
+        return Hello.parse(self.data[4:], from_client=self.name == "ClientHello")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -48,10 +60,11 @@ class Found:
     """A message at its place.
 
     Attributes:
-        protocol, name, detail, level, data: as in ``Message``.
+        protocol, name, detail, level, data, stream, fin: as in ``Message``.
         start: offset of its first byte in the stream, record header included (QUIC: first datagram).
         end: offset after its last byte (QUIC: last datagram).
         length: bytes of plaintext; of ciphertext where it could not be opened.
+        rejected: whether it is early data that the server did not take.
     """
 
     protocol: str
@@ -62,6 +75,9 @@ class Found:
     end: int
     length: int
     data: bytes = b""
+    stream: int | None = None
+    fin: bool = False
+    rejected: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +135,18 @@ class Dissected:
     messages: tuple[Message, ...]
 
     @property
+    def flags(self) -> frozenset[str]:
+        """TCP's flags by name: {"SYN", "ACK"}. None in other protocols."""
+        return flag_names(self.headers.tcp.flags if self.headers.tcp else 0)
+
+    @property
+    def bare_ack(self) -> bool:
+        """Whether it acknowledges, and says nothing else. Of QUIC, too, where padding says nothing."""
+        if self.messages:
+            return all(message.name in ("ACK", "PADDING", "datagram padding") for message in self.messages)
+        return "ACK" in self.flags and not self.payload
+
+    @property
     def what(self) -> str:
         """The packet in words: "ClientHello", "Initial: CRYPTO[ServerHello] + Handshake: ...", "ACK"."""
         return (" + " if self._is_quic else ", ").join(self.parts)
@@ -169,4 +197,9 @@ class Dissected:
 
 def _frame_text(message: Message) -> str:
     """Name a QUIC frame; STREAM frames with their stream: "STREAM 0"."""
-    return re.split("[,:]", message.detail)[0].upper() if message.name == "STREAM" else message.name
+    return message.name if message.stream is None else f"{message.name} {message.stream}"
+
+
+def data_detail(length: int, level: str = "", rejected: bool = False) -> str:
+    """What there is to say of data in a stream: "early data, 18 bytes, rejected"."""
+    return ("early data, " if level == "early" else "") + f"{length} bytes" + (", rejected" if rejected else "")

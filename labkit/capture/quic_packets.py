@@ -14,7 +14,7 @@ Sources: RFC 9000 (transport), RFC 9001 (protection), RFC 9369 (version 2).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from labkit.capture.http3 import Http3Streams
@@ -49,7 +49,7 @@ class _Packet:
     number_at: int  # where the protected packet number begins
     destination_id: bytes = b""
     version: int = 0
-    note: str = ""  # what there is to say of a packet without frames
+    note: tuple[str, str] | None = None  # name and detail of a packet without frames
     connection: _Connection | None = None
     frames: list[QuicFrame] | None = None  # None: could not be opened
 
@@ -235,8 +235,8 @@ def _split_datagram(
     while data:
         if packets and not any(data):
             # Some senders fill a datagram up behind its packets, others with PADDING frames inside them.
-            note = f"datagram padding, {len(data)} bytes"
-            packets.append(_Packet(number, from_client, delivered, "", data, 0, note=note))
+            padding = "datagram padding", f"{len(data)} bytes"
+            packets.append(_Packet(number, from_client, delivered, "", data, 0, note=padding))
             break
         if data[0] & 0x80 and not looks_like_quic(data):
             break
@@ -245,12 +245,13 @@ def _split_datagram(
             header = pull_quic_header(buffer, host_cid_length=id_lengths.get(not from_client, 8))
         except ValueError:
             break
-        level, note = levels.get(header.packet_type, ""), ""
+        level = levels.get(header.packet_type, "")
+        note: tuple[str, str] | None = None
         if header.packet_type == QuicPacketType.RETRY:
-            note = f"Retry, token of {len(header.token)} bytes"
+            note = "Retry", f"token of {len(header.token)} bytes"
         elif header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
             offers = ", ".join(f"0x{version:08x}" for version in header.supported_versions[:8])
-            note = f"Version Negotiation, {offers}"
+            note = "Version Negotiation", offers
         elif level != "application":
             id_lengths.setdefault(from_client, len(header.source_cid))
         packet = data[: header.packet_length]
@@ -266,8 +267,7 @@ def _describe(packet: _Packet, tls: list[tuple[int, int, Found]]) -> list[Found]
     """Name what one packet carries: TLS messages in place of their CRYPTO frames."""
     place = (packet.datagram, packet.datagram)
     if packet.note:
-        name, _, detail = packet.note.partition(", ")
-        return [Found("QUIC", name, detail, "", *place, len(packet.data), packet.data)]
+        return [Found("QUIC", *packet.note, "", *place, len(packet.data), packet.data)]
     if packet.frames is None or packet.connection is None:
         name = f"{PACKET_NAMES[packet.level]} packet (encrypted)"
         return [Found("QUIC", name, f"{len(packet.data)} bytes", packet.level, *place, len(packet.data))]
@@ -282,5 +282,6 @@ def _describe(packet: _Packet, tls: list[tuple[int, int, Found]]) -> list[Found]
                 continue
         elif frame.name == "STREAM":
             detail = packet.connection.stream_detail(frame, packet.from_client, packet.level == "early")
-        described.append(Found("QUIC", frame.name, detail, packet.level, *place, frame.length, frame.data))
+        found = Found("QUIC", frame.name, detail, packet.level, *place, frame.length, frame.data)
+        described.append(replace(found, stream=frame.stream, fin=frame.fin))
     return described

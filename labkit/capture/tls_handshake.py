@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from labkit.capture.fields import Cursor, Truncated, printable
-from labkit.capture.tls_keys import TLS12_SUITES
 from labkit.capture.tls_session import (
     ALPN,
     CLIENT_HELLO,
@@ -18,7 +17,6 @@ from labkit.capture.tls_session import (
     PRE_SHARED_KEY,
     SERVER_HELLO,
     SERVER_NAME,
-    SESSION_TICKET,
     Hello,
     Session,
     protocol_names,
@@ -32,15 +30,6 @@ _HANDSHAKE_NAMES = {
     ENCRYPTED_EXTENSIONS: "EncryptedExtensions", CERTIFICATE: "Certificate", 12: "ServerKeyExchange",
     13: "CertificateRequest", 14: "ServerHelloDone", 15: "CertificateVerify", 16: "ClientKeyExchange",
     20: "Finished", 22: "CertificateStatus", KEY_UPDATE: "KeyUpdate", 25: "CompressedCertificate",
-}  # fmt: skip
-_SUITE_NAMES = {
-    0x1301: "TLS_AES_128_GCM_SHA256", 0x1302: "TLS_AES_256_GCM_SHA384",
-    0x1303: "TLS_CHACHA20_POLY1305_SHA256",
-    **{number: suite[0] for number, suite in TLS12_SUITES.items()},
-}  # fmt: skip
-_GROUP_NAMES = {
-    23: "secp256r1", 24: "secp384r1", 25: "secp521r1", 29: "X25519", 30: "X448", 256: "ffdhe2048",
-    257: "ffdhe3072", 4587: "SecP256r1MLKEM768", 4588: "X25519MLKEM768", 4589: "SecP384r1MLKEM1024",
 }  # fmt: skip
 
 
@@ -95,13 +84,9 @@ def _client_hello_detail(hello: Hello) -> str:
     if ALPN in extensions:
         details.append("ALPN: " + ", ".join(protocol_names(extensions[ALPN])))
     if KEY_SHARE in extensions:
-        shares, groups = Cursor(Cursor(extensions[KEY_SHARE]).vector(2)), []
-        while shares.left:
-            groups.append(_group_name(shares.number(2)))
-            shares.vector(2)
-        details.append("key shares: " + (", ".join(groups) or "none"))
-    if extensions.get(SESSION_TICKET):
-        details.append(f"session ticket, {len(extensions[SESSION_TICKET])} bytes")
+        details.append("key shares: " + (", ".join(hello.key_shares) or "none"))
+    if hello.session_ticket:
+        details.append(f"session ticket, {len(hello.session_ticket)} bytes")
     if PRE_SHARED_KEY in extensions:
         details.append("PSK")
     if EARLY_DATA in extensions:
@@ -111,9 +96,9 @@ def _client_hello_detail(hello: Hello) -> str:
 
 def _server_hello_detail(hello: Hello, session: Session) -> str:
     details = ["TLS 1.3" if hello.tls13 else "TLS 1.2 or older"]
-    details.append(_SUITE_NAMES.get(hello.suite, f"cipher suite 0x{hello.suite:04x}"))
+    details.append(hello.suite_name)
     if KEY_SHARE in hello.extensions:
-        details.append("key share: " + _group_name(Cursor(hello.extensions[KEY_SHARE]).number(2)))
+        details.append("key share: " + ", ".join(hello.key_shares))
     if PRE_SHARED_KEY in hello.extensions:
         details.append("PSK accepted")
     # TLS 1.2 agrees to resume by repeating the client's session ID (TLS 1.3 repeats it without a meaning).
@@ -154,9 +139,3 @@ def _ticket_detail(body: Cursor, session: Session) -> str:
     if session.tls13:
         early = read_extensions(body).get(EARLY_DATA)
     return f"{size} bytes, lifetime {lifetime_s} s" + (", early data allowed" if early else "")
-
-
-def _group_name(group: int) -> str:
-    if group & 0x0F0F == 0x0A0A and group >> 8 == group & 0xFF:
-        return "GREASE"  # a made-up number, so that servers keep ignoring what they don't know (RFC 8701)
-    return _GROUP_NAMES.get(group, f"group {group}")

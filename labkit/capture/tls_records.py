@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from labkit.capture.keylog import KeyLog
-from labkit.capture.messages import Found
+from labkit.capture.messages import Found, data_detail
 from labkit.capture.tls_handshake import KEY_UPDATE, describe_handshake, split_handshake
 from labkit.capture.tls_keys import TLS12_SUITES, Tls12Keys, Tls13Keys
 from labkit.capture.tls_session import CLIENT_HELLO, SERVER_HELLO, Session
@@ -120,9 +120,12 @@ class _Walker:
             position = end
         return self._found
 
-    def _add(self, name: str, level: str, start: int, end: int, data: bytes, detail: str = "") -> None:
+    def _add(
+        self, name: str, level: str, start: int, end: int, data: bytes, detail: str = "", rejected: bool = False
+    ) -> None:
         size = len(data) or max(end - start - 5, 0)
-        self._found.append(Found("TLS", name, detail or f"{size} bytes", level, start, end, size, data))
+        detail = detail or data_detail(size, level, rejected)
+        self._found.append(Found("TLS", name, detail, level, start, end, size, data, rejected=rejected))
 
     def _record(self, header: bytes, body: bytes, start: int, end: int) -> None:
         kind, level, data, data_at = header[0], "", body, start + 5
@@ -151,11 +154,8 @@ class _Walker:
             name = _ALERT_NAMES.get(data[1], str(data[1]))
             self._add(f"Alert {name}", level, start, end, data, _ALERT_LEVELS.get(data[0], "unknown level"))
         elif kind == APPLICATION_DATA:
-            detail = f"{len(data)} bytes"
-            if level == "early":
-                rejected = ", rejected" if self._session.early_accepted is False else ""
-                detail = f"early data, {detail}{rejected}"
-            self._add("Application data", level, start, end, data, detail)
+            rejected = level == "early" and self._session.early_accepted is False
+            self._add("Application data", level, start, end, data, rejected=rejected)
         else:
             name = _RECORD_NAMES.get(kind, f"record of type {kind}")
             self._add(f"malformed {name}" if kind == ALERT else name, level, start, end, data)

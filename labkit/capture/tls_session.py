@@ -9,12 +9,23 @@ from dataclasses import dataclass
 
 from labkit.capture.fields import Cursor, Truncated, printable
 from labkit.capture.keylog import KeyLog
+from labkit.capture.tls_keys import TLS12_SUITES
 
 CLIENT_HELLO, SERVER_HELLO, ENCRYPTED_EXTENSIONS = 1, 2, 8
 SERVER_NAME, ALPN, SESSION_TICKET = 0, 16, 35
 PRE_SHARED_KEY, EARLY_DATA, SUPPORTED_VERSIONS, KEY_SHARE = 41, 42, 43, 51
 # A ServerHello with this random is a HelloRetryRequest: SHA-256 of that word (RFC 8446 section 4.1.3).
 _RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
+
+SUITE_NAMES = {
+    0x1301: "TLS_AES_128_GCM_SHA256", 0x1302: "TLS_AES_256_GCM_SHA384",
+    0x1303: "TLS_CHACHA20_POLY1305_SHA256",
+    **{number: suite[0] for number, suite in TLS12_SUITES.items()},
+}  # fmt: skip
+_GROUP_NAMES = {
+    23: "secp256r1", 24: "secp384r1", 25: "secp521r1", 29: "X25519", 30: "X448", 256: "ffdhe2048",
+    257: "ffdhe3072", 4587: "SecP256r1MLKEM768", 4588: "X25519MLKEM768", 4589: "SecP384r1MLKEM1024",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +60,31 @@ class Hello:
         return cls(random, session_id, suite, read_extensions(cursor) if cursor.left else {})
 
     @property
+    def key_shares(self) -> list[str]:
+        """The groups for which keys are sent along, by name. Raises ``Truncated``."""
+        cursor = Cursor(self.extensions.get(KEY_SHARE, b""))
+        if self.suite:  # the server's one, or the group that its HelloRetryRequest asks for
+            return [group_name(cursor.number(2))] if cursor.left else []
+        shares, groups = Cursor(cursor.vector(2) if cursor.left else b""), []
+        while shares.left:
+            groups.append(group_name(shares.number(2)))
+            shares.vector(2)
+        return groups
+
+    @property
+    def suite_name(self) -> str:
+        """The chosen cipher suite."""
+        return SUITE_NAMES.get(self.suite, f"cipher suite 0x{self.suite:04x}")
+
+    @property
     def tls13(self) -> bool:
         """Whether this ServerHello chose TLS 1.3."""
         return self.extensions.get(SUPPORTED_VERSIONS) == b"\x03\x04"
+
+    @property
+    def session_ticket(self) -> bytes:
+        """The ticket that a client of TLS 1.2 shows; b"" for none."""
+        return self.extensions.get(SESSION_TICKET, b"")
 
     @property
     def is_retry(self) -> bool:
@@ -109,6 +142,13 @@ class Session:
     def secret(self, label: str, secrets: KeyLog) -> bytes | None:
         """Look up one of this session's secrets."""
         return secrets.secret(label, self.client.random) if self.client else None
+
+
+def group_name(group: int) -> str:
+    """Name of a group for key exchange."""
+    if group & 0x0F0F == 0x0A0A and group >> 8 == group & 0xFF:
+        return "GREASE"  # a made-up number, so that servers keep ignoring what they don't know (RFC 8701)
+    return _GROUP_NAMES.get(group, f"group {group}")
 
 
 def read_extensions(cursor: Cursor) -> dict[int, bytes]:

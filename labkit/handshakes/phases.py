@@ -109,7 +109,7 @@ def steps(packets: Sequence[Dissected]) -> list[int]:
 def begins(packet: Dissected) -> bool:
     """Whether a client opens a connection with this packet. What a connection of an earlier capture left does not."""
     hello = any(message.name == "ClientHello" for message in packet.messages)
-    return packet.from_client and (packet.label.startswith("SYN") or (packet.flow.protocol == "UDP" and hello))
+    return packet.from_client and ("SYN" in packet.flags or (packet.flow.protocol == "UDP" and hello))
 
 
 def timeline(packets: Sequence[Dissected]) -> Timeline:
@@ -191,7 +191,7 @@ def _begins_anew(packet: Dissected, before: Sequence[Dissected]) -> bool:
     """Whether it opens a connection where another one has come far enough not to be opened once more."""
     mine = [earlier for earlier in before if earlier.from_client]
     if packet.flow.protocol == "TCP":
-        gone_on = any(not earlier.label.startswith("SYN") for earlier in mine)
+        gone_on = any("SYN" not in earlier.flags for earlier in mine)
         return begins(packet) and gone_on and not packet.retransmission
     return begins(packet) and any(message.name == "Finished" for _, message in _messages(mine))
 
@@ -210,13 +210,13 @@ def _is_http(message: Message) -> bool:
 
 def _on_request_stream(message: Message) -> bool:
     """A STREAM frame of stream 0, the first that an HTTP/3 client opens for a request (RFC 9114, section 6.1)."""
-    return message.protocol == "QUIC" and message.name == "STREAM" and message.detail.startswith("stream 0,")
+    return message.stream == 0
 
 
 def _syn_data(packets: Sequence[Dissected]) -> tuple[int, int]:
     """Bytes of data in the SYN, and how many of them the SYN-ACK acknowledged (RFC 7413, section 4.2)."""
-    syn = next((p for p in packets if p.from_client and p.label.startswith("SYN")), None)
-    syn_ack = next((p for p in packets if not p.from_client and p.label.startswith("SYN-ACK")), None)
+    syn = next((p for p in packets if p.from_client and "SYN" in p.flags), None)
+    syn_ack = next((p for p in packets if not p.from_client and {"SYN", "ACK"} <= p.flags), None)
     if syn is None or syn_ack is None:
         return 0, 0
     sent, answered = syn.headers.tcp, syn_ack.headers.tcp

@@ -14,7 +14,7 @@ HANDSHAKE = "Handshake: CRYPTO[EncryptedExtensions, Certificate, CertificateVeri
 def streams(recording, stream):
     """The STREAM frames of one stream: detail and level."""
     found = recording.messages("STREAM")
-    return [(m.detail, m.level) for m in found if m.detail.startswith(f"stream {stream},")]
+    return [(m.detail, m.level) for m in found if m.stream == stream]
 
 
 @pytest.mark.parametrize("scenario", ["quic", "quic_aes128", "quic_chacha20"])
@@ -45,11 +45,13 @@ def test_http3(record):
     request, *response = streams(recording, 0)
     assert request[0].startswith("stream 0, request, ")
     assert request[0].endswith(", fin: HEADERS")
+    assert [m.fin for m in recording.messages("STREAM") if m.stream == 0][:1] == [True]
+    assert {m.stream for p in recording.packets for m in p.messages if m.name != "STREAM"} == {None}
     assert response[0][0].startswith("stream 0, response, ")
     assert response[0][0].endswith(": HEADERS, DATA")
     assert response[-1][0].endswith(", fin")
     assert streams(recording, 2)[0][0].endswith(": control, SETTINGS, MAX_PUSH_ID")
-    body = b"".join(m.data for m in recording.messages("STREAM") if m.detail.startswith("stream 0, response"))
+    body = b"".join(m.data for m in recording.messages("STREAM") if m.stream == 0 and "response" in m.detail)
     assert body.endswith(b"hello" * 500)
 
 

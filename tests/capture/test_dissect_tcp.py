@@ -18,6 +18,8 @@ def test_http(record):
     assert sorted(recording.lines[4:]) == ["< FIN", "> FIN"]
     syn, syn_ack, ack, request = recording.packets[:4]
     assert ack.label == "ACK"
+    assert [packet.flags for packet in (syn, syn_ack, ack)] == [{"SYN"}, {"SYN", "ACK"}, {"ACK"}]
+    assert [packet.bare_ack for packet in recording.packets[:4]] == [False, False, True, False]
     assert ack.messages == ()
     assert str(syn.flow) == str(syn_ack.flow)
     assert syn.flow.server_port == 4433

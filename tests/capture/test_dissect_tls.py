@@ -6,6 +6,7 @@ import pytest
 
 from labkit.capture.dissect import dissect
 from labkit.capture.keylog import KeyLog
+from labkit.errors import InvalidValue
 
 
 def said(recording, sender):
@@ -52,6 +53,12 @@ def test_tls12_full_and_resumed(record, scenario):
     assert resumed.messages("ServerHello")[0].detail.endswith("session resumed")
     assert "session resumed" not in full.messages("ServerHello")[0].detail
     assert full.messages("Certificate")[0].detail.startswith("1 certificate, ")
+    offered, chosen = (full.messages(name)[0].hello for name in ("ClientHello", "ServerHello"))
+    assert chosen.suite_name in full.messages("ServerHello")[0].detail
+    assert (offered.session_ticket, chosen.key_shares) == (b"", [])
+    assert resumed.messages("ClientHello")[0].hello.session_ticket
+    with pytest.raises(InvalidValue, match="'Finished' is no hello"):
+        _ = full.messages("Finished")[0].hello
     assert full.messages("GET /hello HTTP/1.1")[0].data.endswith(b"Host: lab.test\r\n\r\n")
 
 
@@ -106,6 +113,8 @@ def test_hello_retry_request(record):
     assert full.messages("HelloRetryRequest")[0].detail.endswith("key share: secp384r1")
     first, second = full.messages("ClientHello")
     assert "secp384r1" not in first.detail
+    assert "secp384r1" not in first.hello.key_shares
+    assert full.messages("HelloRetryRequest")[0].hello.key_shares == second.hello.key_shares == ["secp384r1"]
     assert second.detail.endswith("key shares: secp384r1")
     assert ("HTTP/1.1 200 OK", "application") in said(full, "server")
 
