@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from functools import cache, cached_property, partial
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from labkit.errors import InvalidValue, LabUnavailable, NameTaken
+from labkit.network.engine import Engine
 from labkit.network.host import Host
 from labkit.network.isolation import Isolation
 from labkit.network.link import Link
@@ -44,9 +46,6 @@ class Lab(Network):
     The hosts are network namespaces of this machine's kernel where it gives them, else names for sockets on 127.0.0.1:
     see ``lab.tier``, labkit.network.tiers and `labkit doctor`. The variable LABKIT_TIER asks for a lower tier.
 
-    Attributes:
-        why_lower: on the tier "loopback" the reason for which there are no namespaces, and the way out; else "".
-
     Raises:
         InvalidValue, NameTaken: a value that cannot be; nothing was started.
         LabUnavailable: LABKIT_TIER asks for more than this machine gives.
@@ -74,24 +73,9 @@ class Lab(Network):
             if host in links:
                 raise NameTaken(f"host {host!r} is there already: choose another name, or change it with set_link")
             links[host] = link
-        wanted = forced()
-        self.why_lower = ""
-        if wanted == LOOPBACK:
-            self.why_lower = "LABKIT_TIER asks for it"
-            self._open_on_loopback(links, seed, name)
-        else:
-            engine = partial(Isolation, fixed_sysctls=wanted == FIXED)
-            try:
-                super().__init__(links, seed=seed, name=name, engine=engine)
-            except LabUnavailable as exc:
-                if wanted is not None:
-                    raise
-                self.why_lower = str(exc)
-                self._open_on_loopback(links, seed, name)
-        if wanted == KERNEL and self.tier != KERNEL:
-            self.close()
-            refused = ", ".join(sorted(self.refused))
-            raise LabUnavailable(f"LABKIT_TIER asks for {wanted!r}, and this machine refuses {refused}: labkit doctor")
+        self._authority: Authority | None = None
+        self._first = threading.Lock()
+        super().__init__(links, seed=seed, name=name, engine=best_engine)
         try:
             self.keylog_path.touch(mode=0o600)
         except BaseException:
@@ -106,10 +90,10 @@ class Lab(Network):
         told = f"<Lab {hosts}, RTT {rtt:g} ms, {state}>"
         return told if self.tier == KERNEL else f"{told}\nTier {self.tier!r}: {TIERS[self.tier]}."
 
-    def _open_on_loopback(self, links: Mapping[str, Link], seed: int, name: str | None) -> None:
-        from labkit.loopback.engine import Loopback
-
-        super().__init__(links, seed=seed, name=name, engine=Loopback)
+    @property
+    def why_lower(self) -> str:
+        """On the tier "loopback" the reason for which there are no namespaces, and the way out; else ""."""
+        return self.engine.why_lower
 
     def can(self, need: str) -> bool:
         """Whether this lab's tier has what a lesson needs: "kernel" or "sysctls". Raises InvalidValue for another."""
@@ -155,15 +139,17 @@ class Lab(Network):
         """The session's TLS and QUIC secrets in NSS format, in the lab's own directory of mode 0700."""
         return self.directory / "keylog.txt"
 
-    @cached_property
+    @property
     def authority(self) -> Authority:
         """The certificate authority of this session, which the lab's servers and clients trust."""
-        from labkit.servers.authority import authority_of
+        from labkit.servers.authority import Authority
 
-        authority = authority_of(self)
-        for variable in ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-            self.program_environment[variable] = str(authority.ca_path)
-        return authority
+        with self._first:  # of two threads that come first at once, one makes it
+            if self._authority is None:
+                self._authority = Authority(self.directory, self.keylog_path)
+                for variable in ("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+                    self.program_environment[variable] = str(self._authority.ca_path)
+            return self._authority
 
     def capture(self, at: Host | str = "wire") -> Capture:
         """Capture packets, from now to the end of a ``with`` block.
@@ -211,6 +197,31 @@ class Lab(Network):
         self.check_open()
         host = at if isinstance(at, Host) else self[at]
         return Watch(host, port, every_us=every_us, connections=connections)
+
+
+def best_engine(directory: Path, seed: int, hosts: Sequence[str]) -> Engine:
+    """The best engine that this machine gives, or the one that LABKIT_TIER asks for. Raises LabUnavailable."""
+    wanted, why_lower = forced(), "LABKIT_TIER asks for it"
+    if wanted != LOOPBACK:
+        try:
+            engine = Isolation(directory, seed, hosts, fixed_sysctls=wanted == FIXED)
+        except LabUnavailable as exc:
+            if wanted is not None:
+                raise
+            why_lower = str(exc)
+        else:
+            if wanted == KERNEL != engine.tier:
+                engine.end()
+                refused = ", ".join(sorted(engine.refused))
+                raise LabUnavailable(
+                    f"LABKIT_TIER asks for {wanted!r}, and this machine refuses {refused}: labkit doctor"
+                )
+            return engine
+    from labkit.loopback.engine import Loopback  # and with it asyncio, which the other tiers do without
+
+    loopback = Loopback(directory, seed, hosts)
+    loopback.why_lower = why_lower
+    return loopback
 
 
 def tier_here() -> str:

@@ -18,7 +18,7 @@ from labkit.capture.frames import Frame
 from labkit.errors import LabClosed
 
 if TYPE_CHECKING:
-    from labkit.network.network import Source
+    from labkit.network.engine import Source
     from labkit.network.ring import RingFrame
 
 LOOK_EVERY_S = 0.05

@@ -241,7 +241,7 @@ def load(
             "requests": [content.partition(b"\r\n")[0].decode("latin-1") for content, _ in kinds],
             "sent": told["completed"] + sum(told["errors"].values()) + told["unfinished"],
             **told,
-            "tier": host.network.tier,
+            "tier": host.engine.tier,
         }
     )
 
@@ -273,7 +273,7 @@ def whole(name: str, value: object, low: int | None = None, high: int | None = N
 
 def _address(host: Host, target: object) -> str:
     if isinstance(target, Host):
-        if target.network is not host.network:
+        if target.lab is not host.lab:
             raise InvalidValue(f"target={target!r} belongs to another lab than {host!r}: give a host of the same lab")
         return target.ip
     try:

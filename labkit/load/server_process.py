@@ -75,7 +75,7 @@ class ServerProcess:
         self.closed = False
         self.pid = 0
         self._program: Program | None = None
-        host.network.register(self, f"{host.name}:{port}/tcp")  # closes its predecessor, which holds the port
+        host.lab.register(self, f"{host.name}:{port}/tcp")  # closes its predecessor, which holds the port
         if listening(host, port):
             raise NameTaken(f"port {port}/tcp on {host.name} is taken: close what listens there, or use another port")
         try:
@@ -110,7 +110,7 @@ class ServerProcess:
     def _find_pid(self) -> int:
         """The helper counts processes from 1 in its own PID namespace; the notebook is outside of that."""
         assert self._program is not None
-        for pid in tree(self.host.network.engine.first_pid):
+        for pid in tree(self.host.engine.first_pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                     if line.startswith("NSpid:") and int(line.split()[-1]) == self._program.pid:

@@ -20,26 +20,21 @@ from labkit.errors import LabClosed, NotAvailableHere, NotReady
 from labkit.loopback import sockets
 from labkit.loopback.frames import Endpoint
 from labkit.loopback.relay import LOOPBACK_ADDRESS, RECORD, START_TIMEOUT_S
+from labkit.network.engine import Address, Engine, Running
+from labkit.network.link import Rule
 from labkit.network.ring import RingFrame
 from labkit.network.tiers import LOOPBACK
 
 ANSWER_TIMEOUT_S = 20.0
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from labkit.loopback.relay import main; main()"
-# What a host cannot do here, by what the helper of the other tiers would be asked.
-_REFUSALS = {
-    "read": "the counters and settings of a host's kernel cannot be read",
-    "write": "the settings of a host's kernel cannot be changed",
-    "spawn": "a program cannot be run on a host",
-}
 
 
-class Loopback:
+class Loopback(Engine):
     """Hosts that are names for sockets on 127.0.0.1: the relay's process, and what is bound where.
 
     Args:
-        directory: of the lab; the relay makes it with mode 0700, and removes it at its end.
-        seed: for every random decision of the wire.
+        directory, seed, hosts: see labkit.network.engine.Start.
 
     Raises:
         NotReady: the relay did not start in time.
@@ -47,10 +42,8 @@ class Loopback:
 
     tier = LOOPBACK
 
-    def __init__(self, directory: Path, seed: int) -> None:
-        self.directory = directory
-        self.refused: dict[str, str] = {}
-        self.numbers: dict[str, int] = {}  # of the hosts
+    def __init__(self, directory: Path, seed: int, hosts: Sequence[str]) -> None:
+        super().__init__(directory)
         self.real_ports: dict[tuple[int, Endpoint], int] = {}  # by kind of socket and endpoint: where it is bound
         self.local: dict[tuple[int, int], tuple[str, int]] = {}  # by kind and real port: the lab's address
         self.remote: dict[tuple[int, int], tuple[str, int]] = {}  # the same for what is on the relay's other side
@@ -70,6 +63,8 @@ class Loopback:
         try:
             self._control_port, self.stream_port = self._ports()
             self._life = self._send({"op": "live"})
+            for name in hosts:
+                self.add_host(name)
         except BaseException:
             self.end()
             raise
@@ -100,38 +95,44 @@ class Loopback:
 
     # What is asked of every engine.
 
-    def add_host(self, request: dict[str, Any]) -> dict[str, Any]:
-        """A host is a name and a number here. The reply is as that of the helper; there is no IPv6."""
-        self.numbers[request["name"]] = request["number"]
-        return {"interface": request["name"], "index": request["number"], "ip6": "", "refused": {}}
+    def _make_host(self, number: int, name: str, ip: str, ip6: str) -> tuple[Address, str]:
+        return Address(number, name, ip, "", number), name  # a name and a number; there is no IPv6
 
     def open_socket(self, host: str | None, family: int, kind: int, protocol: int) -> int:
-        """A socket of this machine that is a host's from now on. Raises NotAvailableHere for packet sockets."""
+        self.check_open()
         if family not in (socket.AF_INET, socket.AF_INET6) or host is None:
-            raise NotAvailableHere(_needs_kernel(f"a socket of family {family} needs a network of its own"))
-        return sockets.open_on(self, self.numbers[host], family, kind, protocol)
+            raise _needs_kernel(f"a socket of family {family} needs a network of its own")
+        return sockets.open_on(self, self.hosts[host].number, family, kind, protocol)
 
-    def call(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        raise NotAvailableHere(_needs_kernel(_REFUSALS.get(request["op"], f"{request['op']} is not possible")))
+    def read_file(self, host: str, path: str) -> str:
+        raise _needs_kernel("the counters and settings of a host's kernel cannot be read")
 
-    def open_request(self, request: dict[str, Any], descriptors: Sequence[int]) -> socket.socket:
-        self.call(request)
-        raise AssertionError
+    def write_file(self, host: str, path: str, text: str) -> None:
+        raise _needs_kernel("the settings of a host's kernel cannot be changed")
 
-    def call_wire(self, request: dict[str, Any]) -> dict[str, Any]:
-        """As Network.call_wire. A rule that drops some TCP segments and not all is refused: nobody would repair it."""
-        if request["op"] == "rule":
-            rule = request["rule"]
-            some = rule["count"] is not None or rule["skip"]
-            if rule["action"] == "drop" and rule["protocol"] != "udp" and some:
-                raise NotAvailableHere(_needs_kernel("a lost TCP segment is sent again by a kernel only"))
+    def start_program(self, *_: object) -> Running:
+        raise _needs_kernel("a program cannot be run on a host")
+
+    def signal_program(self, pid: int, number: int) -> None:
+        raise _needs_kernel("a program cannot be run on a host")
+
+    def add_rule(self, rule: Rule) -> int:
+        """A rule that drops some TCP segments and not all is refused: nobody would repair it."""
+        if rule.action == "drop" and rule.protocol != "udp" and (rule.count is not None or rule.skip):
+            raise _needs_kernel("a lost TCP segment is sent again by a kernel only")
+        return super().add_rule(rule)
+
+    def _ask_wire(self, request: dict[str, Any]) -> dict[str, Any]:
         return self.ask(request)
 
     def tap(self, host: str | None) -> TapSource:
-        return TapSource(self._send({"op": "tap", "host": None if host is None else self.numbers[host]}), host is None)
+        return TapSource(
+            self._send({"op": "tap", "host": None if host is None else self.hosts[host].number}), host is None
+        )
 
     def end(self) -> None:
         """Let go of the relay, which ends for it."""
+        self.closed = True
         if self._life is not None:
             self._life.close()
         for pipe in (self._relay.stdin, self._relay.stdout, self._relay.stderr):
@@ -152,6 +153,7 @@ class Loopback:
 
     def _send(self, request: dict[str, Any]) -> Any:
         """A request on a connection of its own. Not by ``socket.socket``, which inside ``with host:`` is the host's."""
+        self.check_open()
         connection = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
         try:
             connection.settimeout(ANSWER_TIMEOUT_S)
@@ -258,8 +260,8 @@ class TapSource:
         self._connection.close()
 
 
-def _needs_kernel(what: str) -> str:
-    return (
+def _needs_kernel(what: str) -> NotAvailableHere:
+    return NotAvailableHere(
         f"{what} on the tier {LOOPBACK!r}, whose hosts are sockets on {LOOPBACK_ADDRESS}. "
         "`labkit doctor` says what would give this machine a higher tier"
     )

@@ -89,17 +89,18 @@ def _resolve(place: Place, address: Any) -> Endpoint | Address:
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
     text = name.rstrip(".").lower().removesuffix(".lab")
-    if text in place.engine.numbers:
-        name = f"10.77.0.{place.engine.numbers[text]}"
+    hosts = place.engine.hosts
+    if text in hosts:
+        name = hosts[text].ip
     elif not name.replace(".", "").isdigit() and name not in ANY and name != "localhost":
-        known = ", ".join(f"{host}.lab" for host in place.engine.numbers)
+        known = ", ".join(f"{host}.lab" for host in hosts)
         raise socket.gaierror(socket.EAI_NONAME, f"{name!r} is no host of this lab, which has {known}")
     if name in ANY or name == "localhost" or name.startswith("127.") or name == place.ip:
         return LOOPBACK_ADDRESS, port
     if not name.startswith("10.77.0."):
         raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
     number = int(name.rsplit(".", 1)[1])
-    if number not in place.engine.numbers.values():
+    if not 1 <= number <= len(hosts):
         raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
     return Endpoint(number, port)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from labkit.errors import InvalidValue, LabError
-from labkit.network import process, sockets
+from labkit.network import sockets
+from labkit.network.engine import Address, Engine, Owner
 from labkit.network.link import Link
-
-if TYPE_CHECKING:
-    from labkit.network.network import Network
+from labkit.network.process import Completed, Program
 
 
 class Host:
@@ -24,23 +23,22 @@ class Host:
         ip6: its IPv6 address, "" where the kernel has no IPv6.
         number: last number of its addresses.
         interface_index: kernel index of its link at the wire's end, as captures on the wire name it.
-        network: the lab it belongs to.
+        engine: what made it.
+        lab: the lab it belongs to.
         sysctl: its kernel settings, a mapping: ``host.sysctl["net.ipv4.tcp_fastopen"] = 3``.
     """
 
-    def __init__(self, network: Network, number: int, name: str, ip: str, ip6: str, interface_index: int) -> None:
-        self.network = network
-        self.number, self.name, self.ip, self.ip6 = number, name, ip, ip6
-        self.interface_index = interface_index
-        self.fqdn = f"{name}.lab"
+    def __init__(self, engine: Engine, address: Address, lab: Owner) -> None:
+        self.engine, self.lab = engine, lab
+        self.number, self.name, self.ip, self.ip6, self.interface_index = address
+        self.fqdn = f"{self.name}.lab"
         self.sysctl: MutableMapping[str, str] = Sysctl(self)
-        self._link = Link()
 
     def __repr__(self) -> str:
-        return f"<Host {self.fqdn} {self.ip}{' (closed)' if self.network.closed else ''}>"
+        return f"<Host {self.fqdn} {self.ip}{' (closed)' if self.engine.closed else ''}>"
 
     def __enter__(self) -> Host:
-        self.network.check_open()
+        self.engine.check_open()
         sockets.enter(self)
         return self
 
@@ -48,14 +46,9 @@ class Host:
         sockets.leave()
 
     @property
-    def lab(self) -> Network:
-        """The lab it belongs to."""
-        return self.network
-
-    @property
     def link(self) -> Link:
         """The link between this host and the middle of the wire."""
-        return self._link
+        return self.engine.links[self.name]
 
     def set_link(self, *, seed: int | None = None, **changes: Any) -> Link:
         """Change the link while it runs: ``set_link(rtt_ms=80, loss=0.01)``.
@@ -70,14 +63,14 @@ class Host:
         Raises:
             InvalidValue: an unknown field or a value out of its range; nothing was changed.
         """
-        link = self._link.changed(**changes)
-        self.network.wire.set_link(self.number, link, seed)
-        self._link = link
+        link = self.link.changed(**changes)
+        self.engine.set_link(self.name, link, seed)
         return link
 
     def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int:
         """A socket of this host as a bare descriptor, which the caller owns. Raises the kernel's own OSError."""
-        return self.network.open_descriptor(self.name, family, kind, protocol)
+        self.engine.check_open()
+        return self.engine.open_socket(self.name, family, kind, protocol)
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A socket of this host, without entering it. Raises the kernel's own OSError."""
@@ -91,7 +84,7 @@ class Host:
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
         cwd: str | None = None,
-    ) -> process.Completed:
+    ) -> Completed:
         """Run a program on this host to its end: ``host.run(["curl", "https://server.lab/"])``.
 
         Args:
@@ -105,7 +98,9 @@ class Host:
             ProgramNotFound: it is not on PATH.
             NotReady: it did not end in time.
         """
-        return process.run(self, args, timeout_s=timeout_s, stdin=stdin, env=env, cwd=cwd)
+        with self.start(args, stdin=stdin, env=env, cwd=cwd) as program:
+            returncode = program.wait(timeout_s)
+        return Completed(program.args, returncode, program.stdout, program.stderr)
 
     def start(
         self,
@@ -114,15 +109,18 @@ class Host:
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
         cwd: str | None = None,
-    ) -> process.Program:
+    ) -> Program:
         """Start a program on this host and go on. It ends with the lab at the latest. Raises as ``run`` does."""
-        return process.Program(self, args, stdin=stdin, env=env, cwd=cwd)
+        environment = {**self.lab.program_environment, **(env or {})}
+        program = Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin)
+        self.lab.register(program)
+        return program
 
     @property
     def counters(self) -> Counters:
         """The kernel's counters of this host, now. Subtract two of them to see what happened in between."""
         return Counters.parse(
-            *(self.network.read_file(self.name, f"/proc/net/{name}") for name in ("snmp", "netstat", "snmp6"))
+            *(self.engine.read_file(self.name, f"/proc/net/{name}") for name in ("snmp", "netstat", "snmp6"))
         )
 
 
@@ -180,14 +178,14 @@ class Sysctl(MutableMapping[str, str]):
 
     def __getitem__(self, name: str) -> str:
         try:
-            return self._host.network.read_file(self._host.name, self._path(name)).strip()
+            return self._host.engine.read_file(self._host.name, self._path(name)).strip()
         except (FileNotFoundError, IsADirectoryError):
             raise KeyError(f"{name}: this kernel gives a host no such setting") from None
 
     def __setitem__(self, name: str, value: object) -> None:
         path = self._path(name)
         try:
-            self._host.network.write_file(self._host.name, path, f"{value}\n")
+            self._host.engine.write_file(self._host.name, path, f"{value}\n")
         except (FileNotFoundError, IsADirectoryError):
             raise KeyError(f"{name}: this kernel gives a host no such setting") from None
         except OSError as exc:

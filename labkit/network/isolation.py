@@ -6,15 +6,17 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabClosed, LabUnavailable, NotReady
 from labkit.network import rpc
+from labkit.network.engine import Address, Engine
 from labkit.network.ring import ETH_P_ALL, Ring
 from labkit.network.support import why_unavailable
 from labkit.network.tiers import FIXED, KERNEL
@@ -25,12 +27,11 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from labkit.network.helper import main; main()"
 
 
-class Isolation:
+class Isolation(Engine):
     """Hosts in namespaces: the processes behind a lab, and the two sockets by which they are asked.
 
     Args:
-        directory: of the lab; the guardian makes it with mode 0700, and removes it when all has ended.
-        seed: for every random decision of the wire.
+        directory, seed, hosts: see labkit.network.engine.Start.
         fixed_sysctls: take the right to change kernel settings away, as a container with a read-only /proc/sys does.
 
     Raises:
@@ -38,18 +39,21 @@ class Isolation:
         NotReady: the helper did not answer in time.
     """
 
-    def __init__(self, directory: Path, seed: int, *, fixed_sysctls: bool = False) -> None:
+    def __init__(self, directory: Path, seed: int, hosts: Sequence[str], *, fixed_sysctls: bool = False) -> None:
         if sys.platform != "linux":
             cause, way_out = why_unavailable()
             raise LabUnavailable(f"No lab here: {cause}. Way out: {way_out}.")
-        self.directory = directory
-        self.refused: dict[str, str] = {}
+        super().__init__(directory)
         self._pid = os.getpid()
         self._control, self._wire_socket, self._guardian = _start_helper(directory, seed, fixed_sysctls)
         try:
             self.refused |= self._hello()
-        except BaseException:
+            for name in hosts:
+                self.add_host(name)
+        except BaseException as exc:
             self.end()
+            if isinstance(exc, OSError) and exc.errno is not None:  # the kernel's, not a deadline of ours
+                raise unavailable(exc) from exc
             raise
 
     def _hello(self) -> dict[str, str]:
@@ -84,44 +88,57 @@ class Isolation:
         """Process id of the guardian, the parent of all others."""
         return self._guardian.pid
 
-    def add_host(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Make a host. Returns its interface, the interface's index and its IPv6 address. Raises OSError."""
-        reply, _ = self.call({"op": "add_host", **request})
+    def _make_host(self, number: int, name: str, ip: str, ip6: str) -> tuple[Address, str]:
+        reply, _ = self._ask({"op": "add_host", "number": number, "name": name, "ip": ip, "ip6": ip6})
         self.refused |= reply["refused"]
-        return reply
+        return Address(number, name, ip, reply["ip6"], reply["index"]), reply["interface"]
 
-    def call(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        """Ask the helper. Raises LabClosed, or the kernel's own OSError."""
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        self.check_open()
         try:
-            return rpc.call(self._control, request, descriptors)
+            return rpc.call(self._control, request)
         except rpc.Disconnected:
             raise LabClosed("the lab's helper process has ended, and its hosts with it: open the lab again") from None
 
-    def call_wire(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask the wire process. Raises LabClosed, or the kernel's own OSError."""
+    def _ask_wire(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.check_open()
         try:
             return rpc.call(self._wire_socket, request)[0]
         except rpc.Disconnected:
             raise LabClosed("the lab's wire process has ended: open the lab again") from None
 
-    def open_request(self, request: dict[str, Any], descriptors: Sequence[int]) -> socket.socket:
-        """A request with more than one answer: they come on the socket returned."""
-        return rpc.open_request(self._control, request, descriptors)
-
     def open_socket(self, host: str | None, family: int, kind: int, protocol: int) -> int:
-        """A socket as a bare descriptor, on a host or (None) in the middle of the wire. Raises the kernel's OSError."""
         request = {"op": "socket", "host": host, "family": int(family), "type": int(kind), "proto": protocol}
-        _, (descriptor,) = self.call(request)
+        _, (descriptor,) = self._ask(request)
         return descriptor
 
+    def read_file(self, host: str, path: str) -> str:
+        return str(self._ask({"op": "read", "host": host, "path": path})[0]["text"])
+
+    def write_file(self, host: str, path: str, text: str) -> None:
+        self._ask({"op": "write", "host": host, "path": path, "text": text})
+
+    def start_program(
+        self, host: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, files: Sequence[int]
+    ) -> Spawned:
+        self.check_open()
+        request = {"op": "spawn", "host": host, "argv": argv, "env": env, "cwd": cwd}
+        try:
+            return Spawned(rpc.open_request(self._control, request, files))
+        except rpc.Disconnected as exc:
+            raise LabClosed(f"{argv[0]!r} was not started: the lab is closed") from exc
+
+    def signal_program(self, pid: int, number: int) -> None:
+        self._ask({"op": "signal", "pid": pid, "signal": int(number)})
+
     def tap(self, host: str | None) -> Ring:
-        """Every frame of a host from now on, or (None) of all links, seen from the middle of the wire."""
         everything = socket.htons(ETH_P_ALL)
         descriptor = self.open_socket(host, socket.AF_PACKET, socket.SOCK_RAW, everything)
         return Ring(socket.socket(fileno=descriptor), size_bytes=CAPTURE_BYTES)
 
     def end(self) -> None:
         """Let go of the helper, which ends for it, and wait until the kernel has ended the rest."""
+        self.closed = True
         ours = os.getpid() == self._pid  # and not a forked child's, which must not end its parent's lab
         if ours:
             with contextlib.suppress(OSError):
@@ -144,6 +161,39 @@ class Isolation:
                 os.close(descriptor)
         self._guardian.wait()
         shutil.rmtree(self.directory, ignore_errors=True)  # there only where the guardian was killed
+
+
+class Spawned:
+    """A program that the helper starts: the socket on which it says that it runs, and how it ended.
+
+    By the end of this socket the helper knows that nobody wants the program: it is killed.
+    """
+
+    def __init__(self, status: socket.socket) -> None:
+        self._status = status
+        try:
+            status.settimeout(START_TIMEOUT_S)
+            reply, _ = rpc.receive(status)
+            if "errno" in reply:
+                raise OSError(reply["errno"], reply["error"])
+            self.pid: int = reply["pid"]
+        except BaseException:
+            status.close()
+            raise
+
+    def wait(self, timeout_s: float) -> int:
+        self._status.settimeout(timeout_s)
+        try:
+            reply, _ = rpc.receive(self._status)
+        except BlockingIOError:  # for a deadline of 0
+            raise TimeoutError from None
+        except rpc.Disconnected:
+            reply = {"exit": -signal.SIGKILL}  # the lab was closed, and the kernel ended the program
+        self._status.close()
+        return int(reply["exit"])
+
+    def close(self) -> None:
+        self._status.close()
 
 
 def unavailable(failure: OSError) -> LabUnavailable:

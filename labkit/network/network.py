@@ -1,4 +1,4 @@
-"""The lab's network: the helper process, the hosts it made, and the wire that joins them."""
+"""The lab's network: its hosts, the wire that joins them, and what must end with them, on an engine."""
 
 from __future__ import annotations
 
@@ -6,73 +6,26 @@ import contextlib
 import os
 import re
 import secrets
-import socket
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from labkit.errors import InvalidValue, LabClosed, NameTaken
+from labkit.errors import InvalidValue, NameTaken
 from labkit.network import sockets
+from labkit.network.engine import Address, Closable, Engine, Start
 from labkit.network.host import Host
-from labkit.network.isolation import Isolation, unavailable
 from labkit.network.link import Link
-from labkit.network.ring import RingFrame
 from labkit.network.wire_control import WireControl
 
 MOST_HOSTS = 250  # their number is one byte of their addresses
 HOST_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 # Attributes of a lab that its class does not show.
-RESERVED = {"name", "seed", "closed", "hosts", "program_environment", "directory", "engine", "wire", "why_lower"}
+RESERVED = {"name", "seed", "hosts", "program_environment", "directory", "engine", "wire"}
 
 _named: weakref.WeakValueDictionary[str, Network] = weakref.WeakValueDictionary()
-
-
-class Closable(Protocol):
-    """Anything that a lab can own."""
-
-    def close(self) -> None: ...
-
-
-class Source(Protocol):
-    """Where a capture takes frames from."""
-
-    def frames(self, limit: int) -> Iterable[RingFrame]:
-        """Those that have come since the last look, at most `limit`."""
-
-    def dropped(self) -> int:
-        """How many there was no room for, in all."""
-
-    def close(self) -> None: ...
-
-
-class Engine(Protocol):
-    """What makes hosts and carries their frames. Its constructor takes the lab's directory and the seed."""
-
-    refused: dict[str, str]
-
-    @property
-    def tier(self) -> str: ...
-
-    @property
-    def first_pid(self) -> int:
-        """Process id of the first of its processes, the parent of the others."""
-
-    def add_host(self, request: dict[str, Any]) -> dict[str, Any]: ...
-
-    def open_socket(self, host: str | None, family: int, kind: int, protocol: int) -> int: ...
-
-    def call(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]: ...
-
-    def call_wire(self, request: dict[str, Any]) -> dict[str, Any]: ...
-
-    def open_request(self, request: dict[str, Any], descriptors: Sequence[int]) -> socket.socket: ...
-
-    def tap(self, host: str | None) -> Source: ...
-
-    def end(self) -> None: ...
 
 
 class Network:
@@ -82,11 +35,10 @@ class Network:
         links: the hosts, in the order of their addresses (10.77.0.1, 10.77.0.2, …), each with its link.
         seed: for every random decision of the wire.
         name: opening a second network of the same name closes the first, so that a cell can be run twice.
-        engine: what makes the hosts: namespaces of their own by default.
+        engine: what starts the engine that makes the hosts, see labkit.network.engine.
 
     Raises:
-        LabUnavailable: this machine gives no namespaces; the message says why and what would.
-        InvalidValue, NameTaken: a host's name that cannot be.
+        InvalidValue, NameTaken: a host's name that cannot be; nothing was started. What `engine` raises.
     """
 
     def __init__(
@@ -95,7 +47,7 @@ class Network:
         *,
         seed: int = 0,
         name: str | None = None,
-        engine: Callable[[Path, int], Engine] = Isolation,
+        engine: Start,
     ) -> None:
         for host_name, link in links.items():
             self._check_name(host_name)
@@ -111,26 +63,23 @@ class Network:
             predecessor.close()
         self.name = name
         self.seed = seed
-        self.closed = False
         self.hosts: dict[str, Host] = {}
         self.program_environment: dict[str, str] = {}
         self._owned: list[Closable] = []
         self._owned_names: dict[str, Closable] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        # The engine makes it, with mode 0700, and removes it: no interrupt here can leave it behind.
         self.directory = Path(tempfile.gettempdir(), f"labkit-{secrets.token_hex(6)}")
-        self.engine = engine(self.directory, seed)
+        self.engine = engine(self.directory, seed, list(links))
+        self.engine.name = name or self.engine.name
         sockets.install()
         self._finalizer = weakref.finalize(self, _end, self.engine)
         try:
-            self.wire = WireControl(self)
-            for host_name, link in links.items():
-                self.add_host(host_name, link)
-        except BaseException as exc:
+            self.wire = WireControl(self.engine)
+            for address in self.engine.hosts.values():
+                self._know(address, links[address.name])
+        except BaseException:
             self.close()
-            if isinstance(exc, OSError) and exc.errno is not None:  # the kernel's, not a deadline of ours
-                raise unavailable(exc) from exc
             raise
         if name is not None:
             _named[name] = self
@@ -149,17 +98,14 @@ class Network:
         self._check_name(name)
         if name in self.hosts:
             raise NameTaken(f"host {name!r} is there already: choose another name, or use lab.{name}")
-        number = len(self.hosts) + 1
-        if number > MOST_HOSTS:
-            raise InvalidValue(f"host {name!r} would be number {number}: a lab holds {MOST_HOSTS}")
-        ip, ip6 = f"10.77.0.{number}", f"fd77::{number}"
-        reply = self.engine.add_host({"number": number, "name": name, "ip": ip, "ip6": ip6})
-        host = Host(self, number, name, ip, reply["ip6"], reply["index"])
-        self.wire.attach(number, name, reply["interface"])
-        self.hosts[name] = host
+        if len(self.hosts) >= MOST_HOSTS:
+            raise InvalidValue(f"host {name!r} would be number {MOST_HOSTS + 1}: a lab holds {MOST_HOSTS}")
+        return self._know(self.engine.add_host(name), link)
+
+    def _know(self, address: Address, link: Link | None) -> Host:
+        host = self.hosts[address.name] = Host(self.engine, address, self)
         if link is not None and link != Link():
-            self.wire.set_link(number, link, None)
-            host._link = link
+            self.engine.set_link(host.name, link)
         return host
 
     def _check_name(self, name: object) -> None:
@@ -196,40 +142,14 @@ class Network:
         """What this machine lets the lab do: a name of labkit.network.tiers.TIERS."""
         return self.engine.tier
 
-    # What the lab's parts ask of the engine.
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self.engine.closed
 
     def check_open(self) -> None:
-        """Raises LabClosed where it is."""
-        if self.closed:
-            raise LabClosed(f"{self.name or 'this lab'} is closed: run the cell that opens it again")
-
-    def call(self, request: dict[str, Any], descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        """Ask the engine. Raises LabClosed, NotAvailableHere, or the kernel's own OSError."""
-        self.check_open()
-        return self.engine.call(request, descriptors)
-
-    def call_wire(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ask the wire. Raises LabClosed, NotAvailableHere, or the kernel's own OSError."""
-        self.check_open()
-        return self.engine.call_wire(request)
-
-    def open_request(self, request: dict[str, Any], descriptors: Sequence[int]) -> socket.socket:
-        """A request with more than one answer: they come on the socket returned."""
-        self.check_open()
-        return self.engine.open_request(request, descriptors)
-
-    def open_descriptor(self, host: str, family: int, kind: int, protocol: int) -> int:
-        """A host's socket as a bare descriptor, which the caller owns. Raises LabClosed, OSError."""
-        self.check_open()
-        return self.engine.open_socket(host, family, kind, protocol)
-
-    def read_file(self, host: str, path: str) -> str:
-        """The text of a file as a host sees it, such as /proc/net/snmp. Raises the kernel's own OSError."""
-        return str(self.call({"op": "read", "host": host, "path": path})[0]["text"])
-
-    def write_file(self, host: str, path: str, text: str) -> None:
-        """Write a file as a host sees it, such as one below /proc/sys/net. Raises the kernel's own OSError."""
-        self.call({"op": "write", "host": host, "path": path, "text": text})
+        """Raises LabClosed where it has ended."""
+        self.engine.check_open()
 
     # What must end with the lab.
 
@@ -253,7 +173,6 @@ class Network:
             owned = self._owned if os.getpid() == self._pid else []  # a forked child lets go, and ends nothing
             with contextlib.ExitStack() as ending:  # each in turn, even where one of them fails
                 ending.callback(self._finalizer)
-                ending.callback(setattr, self, "closed", True)
                 ending.callback(self._owned_names.clear)
                 ending.callback(self._owned.clear)
                 for one in owned:

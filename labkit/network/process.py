@@ -12,14 +12,10 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from labkit.errors import InvalidValue, LabClosed, LabError, NotReady, ProgramNotFound
-from labkit.network import rpc
-
-if TYPE_CHECKING:
-    from labkit.network.host import Host
-
+from labkit.network.engine import Engine
 
 # A notebook's kernel sets them for what `!program` prints into a cell. What is read as text comes without escapes.
 COLOURED = ("FORCE_COLOR", "CLICOLOR_FORCE")
@@ -49,53 +45,54 @@ class Program:
     """
 
     def __init__(
-        self, host: Host, args: Sequence[str], *, env: dict[str, str] | None, cwd: str | None, stdin: bytes | None
+        self,
+        engine: Engine,
+        host: str,
+        args: Sequence[str],
+        *,
+        env: dict[str, str],
+        cwd: str | None,
+        stdin: bytes | None,
     ) -> None:
         if isinstance(args, (str, bytes)) or not args or not all(isinstance(word, str) for word in args):
             raise InvalidValue(f"args={args!r}: give the program and its arguments as a list of strings")
-        for name, value in (env or {}).items():
+        for name, value in env.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise InvalidValue(f"env={{{name!r}: {value!r}}}: names and values are strings")
-        self.host = host
+        self._engine, self.host = engine, host
         self.args = tuple(args)
         self.returncode: int | None = None
         self._lock = threading.Lock()
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed with the Program
         for file in (self._out, self._err):
             weakref.finalize(self, file.close)
-        inherited = {name: value for name, value in os.environ.items() if name not in COLOURED}
-        environment = {**inherited, **host.network.program_environment, **(env or {})}
+        environment = {name: value for name, value in os.environ.items() if name not in COLOURED} | env
         where = os.fspath(cwd or os.getcwd())
-        request = {"op": "spawn", "host": host.name, "argv": self.args, "env": environment, "cwd": where}
-        try:
-            with tempfile.TemporaryFile() as words:
-                words.write(stdin or b"")
-                words.seek(0)
-                descriptors = [words.fileno(), self._out.fileno(), self._err.fileno()]
-                self._status = host.network.open_request(request, descriptors)
-            weakref.finalize(self, self._status.close)
-            self._status.settimeout(20)
-            reply, _ = rpc.receive(self._status)
-        except BaseException as exc:
-            if hasattr(self, "_status"):
-                self._status.close()  # by which the helper knows that nobody will have this program
-            if isinstance(exc, rpc.Disconnected):
-                raise LabClosed(f"{self.args[0]!r} was not started: the lab is closed") from exc
-            raise
-        if "errno" in reply:
-            self._status.close()
-            # EACCES is also what a search of PATH ends with where one of its directories is closed to this user.
-            absent = reply["errno"] == errno.EACCES and not shutil.which(self.args[0], path=environment.get("PATH"))
-            if reply["errno"] in (errno.ENOENT, errno.ENOTDIR) or ("/" not in self.args[0] and absent):
-                missing = f"directory {where!r}" if not os.path.isdir(where) else f"program {self.args[0]!r}"
-                raise ProgramNotFound(f"no {missing} on {host.name}: install it, or give its full path")
-            raise OSError(reply["errno"], f"{self.args[0]!r} on {host.name}: {reply['error']}")
-        self.pid: int = reply["pid"]
-        host.network.register(self)
+        with tempfile.TemporaryFile() as words:
+            words.write(stdin or b"")
+            words.seek(0)
+            files = [words.fileno(), self._out.fileno(), self._err.fileno()]
+            try:
+                self._running = engine.start_program(host, self.args, environment, where, files)
+            except OSError as exc:
+                raise self._not_started(exc, where, environment.get("PATH")) from None
+        weakref.finalize(self, self._running.close)
+        self.pid = self._running.pid
+
+    def _not_started(self, failure: OSError, where: str, path: str | None) -> Exception:
+        program = self.args[0]
+        if failure.errno is None:  # a deadline of ours
+            return failure
+        # EACCES is also what a search of PATH ends with where one of its directories is closed to this user.
+        absent = failure.errno == errno.EACCES and not shutil.which(program, path=path)
+        if failure.errno in (errno.ENOENT, errno.ENOTDIR) or ("/" not in program and absent):
+            missing = f"directory {where!r}" if not os.path.isdir(where) else f"program {program!r}"
+            return ProgramNotFound(f"no {missing} on {self.host}: install it, or give its full path")
+        return OSError(failure.errno, f"{program!r} on {self.host}: {failure.strerror}")
 
     def __repr__(self) -> str:
         state = "running" if self.returncode is None else f"ended with {self.returncode}"
-        return f"<Program {' '.join(self.args)!r} on {self.host.name}, {state}>"
+        return f"<Program {' '.join(self.args)!r} on {self.host}, {state}>"
 
     def __enter__(self) -> Program:
         return self
@@ -121,15 +118,10 @@ class Program:
         """Wait for its end. Returns the exit status; NotReady at the deadline, and the program goes on."""
         with self._lock:
             if self.returncode is None:
-                self._status.settimeout(timeout_s)
                 try:
-                    reply, _ = rpc.receive(self._status)
-                except (TimeoutError, BlockingIOError) as exc:  # the latter for a deadline of 0
+                    self.returncode = self._running.wait(timeout_s)
+                except TimeoutError as exc:
                     raise NotReady(f"{self!r} did not end in {timeout_s:g} s: wait longer or close() it") from exc
-                except rpc.Disconnected:
-                    reply = {"exit": -signal.SIGKILL}  # the lab was closed, and the kernel ended the program
-                self.returncode = int(reply["exit"])
-                self._status.close()
             return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -138,7 +130,7 @@ class Program:
             self._signal(number)
 
     def _signal(self, number: int) -> None:
-        self.host.network.call({"op": "signal", "pid": self.pid, "signal": int(number)})
+        self._engine.signal_program(self.pid, number)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """End it: SIGTERM, and SIGKILL at the deadline. Its output can still be read. Closing twice is fine.
@@ -153,11 +145,3 @@ class Program:
                 self.wait(timeout_s)
             self._signal(signal.SIGKILL)  # and those of its children that did not heed SIGTERM
         self.wait(timeout_s)
-
-
-def run(host: Host, args: Sequence[str], *, timeout_s: float, **options: object) -> Completed:
-    """Start a program and wait for its end; see ``Host.run``."""
-    program = Program(host, args, **options)  # type: ignore[arg-type]
-    with program:
-        returncode = program.wait(timeout_s)
-    return Completed(program.args, returncode, program.stdout, program.stderr)

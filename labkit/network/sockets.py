@@ -24,15 +24,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from labkit.network.host import Host
+from labkit.network.engine import OnHost
 
 FAMILIES = {socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_PACKET", -2), getattr(socket, "AF_NETLINK", -3)}
 
 # The hosts of the blocks this context is in, innermost last.
-_blocks: contextvars.ContextVar[tuple[Host, ...]] = contextvars.ContextVar("labkit_blocks", default=())
+_blocks: contextvars.ContextVar[tuple[OnHost, ...]] = contextvars.ContextVar("labkit_blocks", default=())
 
 Replacement = tuple[Any, str, Callable[[Any], Any]]
 
@@ -41,13 +40,13 @@ _labs_open = 0
 _originals: dict[tuple[Any, str], Any] = {}
 
 
-def current_host() -> Host | None:
+def current_host() -> OnHost | None:
     """The host of the innermost ``with host:`` block that this thread or task is in."""
     blocks = _blocks.get()
     return blocks[-1] if blocks else None
 
 
-def enter(host: Host) -> None:
+def enter(host: OnHost) -> None:
     _blocks.set((*_blocks.get(), host))
 
 
@@ -131,7 +130,7 @@ def _gethostbyname(original: Callable[[str], str]) -> Callable[[str], str]:
 def _gethostbyaddr(original: Callable[[str], Any]) -> Callable[[str], Any]:
     def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
         here = current_host()
-        for host in here.network.hosts.values() if here else ():
+        for host in here.lab.hosts.values() if here else ():
             if ip_address in (host.ip, host.ip6, host.fqdn, host.name):
                 return host.fqdn, [host.name], [host.ip]
         return original(ip_address)  # type: ignore[no-any-return]
@@ -145,13 +144,13 @@ def _lab_address(name: Any, family: int) -> str | None:
     if here is None or not isinstance(name, (str, bytes)):
         return None
     text = (name if isinstance(name, str) else name.decode("ascii", "replace")).rstrip(".").lower()
-    host = here.network.hosts.get(text.removesuffix(".lab"))
+    host = here.lab.hosts.get(text.removesuffix(".lab"))
     if host is not None:
         if family == socket.AF_INET6 and not host.ip6:
             raise socket.gaierror(socket.EAI_NONAME, f"{name!r} has no IPv6 address: this kernel has no IPv6")
         return host.ip6 if family == socket.AF_INET6 else host.ip
     if text.endswith(".lab"):
-        known = ", ".join(other.fqdn for other in here.network.hosts.values())
+        known = ", ".join(other.fqdn for other in here.lab.hosts.values())
         raise socket.gaierror(socket.EAI_NONAME, f"{name!r} is no host of this lab, which has {known}")
     return None
 
@@ -205,7 +204,7 @@ def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
     return submit
 
 
-def _call_on(blocks: tuple[Host, ...], fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def _call_on(blocks: tuple[OnHost, ...], fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     token = _blocks.set(blocks)
     try:
         return fn(*args, **kwargs)

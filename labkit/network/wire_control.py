@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from labkit.network.link import Counts, Link, Rule
-
-if TYPE_CHECKING:
-    from labkit.network.network import Network
+from labkit.errors import InvalidValue
+from labkit.network.engine import Engine
+from labkit.network.link import Counts, Rule
 
 
 class WireControl:
     """``lab.wire``: what the wire does to frames, changed while it runs."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
 
     def __repr__(self) -> str:
-        links = ", ".join(f"{host.name} {host.link.rtt_ms:g} ms" for host in self._network.hosts.values())
+        links = ", ".join(f"{host} {link.rtt_ms:g} ms" for host, link in self._engine.links.items())
         return f"<Wire {links}>"
-
-    def attach(self, number: int, host: str, interface: str) -> None:
-        """Plug a host in. Called by the lab."""
-        self._network.call_wire({"op": "attach", "number": number, "host": host, "interface": interface})
-
-    def set_link(self, number: int, link: Link, seed: int | None) -> None:
-        """Change a host's link. Called by ``host.set_link``."""
-        self._network.call_wire({"op": "set", "number": number, "link": vars(link), "seed": seed})
 
     def drop(self, **conditions: Any) -> RuleHandle:
         """Drop the packets that match: ``lab.wire.drop(source="server", tcp_flags="SA", count=1)``.
@@ -54,20 +45,19 @@ class WireControl:
     def add(self, rule: Rule) -> RuleHandle:
         """Put a rule to work. Rules are asked in the order in which they came."""
         for name in filter(None, (rule.source, rule.destination)):
-            self._network[name]  # InvalidValue for a host that is not there: such a rule would never match
-        reply = self._network.call_wire({"op": "rule", "rule": rule.as_message()})
-        return RuleHandle(self._network, reply["identity"], rule)
+            if name not in self._engine.hosts:  # such a rule would never match
+                raise InvalidValue(f"no host {name!r} in this lab, which has {', '.join(self._engine.hosts)}")
+        return RuleHandle(self._engine, self._engine.add_rule(rule), rule)
 
     @property
     def counts(self) -> dict[str, dict[str, Counts]]:
         """What the wire carried and dropped: ``counts["client"]["up"]`` is what the client sent."""
-        links = self._network.call_wire({"op": "counts"})["links"]
-        return {host: {way: Counts(**counts) for way, counts in ways.items()} for host, ways in links.items()}
+        return self._engine.wire_counts()[0]
 
     @property
     def in_flight(self) -> int:
         """Frames that are on their way at this moment; 0 when the wire is quiet."""
-        return int(self._network.call_wire({"op": "counts"})["in_flight"])
+        return self._engine.wire_counts()[1]
 
     def settle(self, timeout_s: float | None = None) -> bool:
         """Wait until no frame is on its way, so that what was sent last has arrived.
@@ -83,7 +73,7 @@ class WireControl:
     def quiet_since(self, timeout_s: float | None = None) -> int | None:
         """As ``settle``, and tell since when (CLOCK_REALTIME, ns): of what was sent before it nothing is under way."""
         if timeout_s is None:
-            longest = max((host.link.rtt_ms for host in self._network.hosts.values()), default=0.0)
+            longest = max((link.rtt_ms for link in self._engine.links.values()), default=0.0)
             timeout_s = 2 * longest / 1000 + 0.5
         deadline = time.monotonic() + timeout_s
         while True:
@@ -98,8 +88,9 @@ class WireControl:
 class RuleHandle:
     """A rule at work. ``with lab.wire.drop(…) as rule:`` removes it at the end of the block."""
 
-    def __init__(self, network: Network, identity: int, rule: Rule) -> None:
-        self._network, self._identity = network, identity
+    def __init__(self, engine: Engine, identity: int, rule: Rule) -> None:
+        self._engine, self._identity = engine, identity
+        self._last = 0, 0
         self.rule = rule
 
     def __enter__(self) -> RuleHandle:
@@ -111,23 +102,22 @@ class RuleHandle:
     def __repr__(self) -> str:
         return f"<RuleHandle {self.rule}>"
 
-    def _counts(self) -> dict[str, int]:
-        rules: dict[str, dict[str, int]] = self._network.call_wire({"op": "rules"})["rules"]
-        self._last: dict[str, int] = rules.get(str(self._identity), getattr(self, "_last", {"matched": 0, "acted": 0}))
+    def _counts(self) -> tuple[int, int]:
+        self._last = self._engine.rule_counts(self._identity) or self._last
         return self._last
 
     @property
     def matched(self) -> int:
         """Packets that met every condition so far."""
-        return self._counts()["matched"]
+        return self._counts()[0]
 
     @property
     def acted(self) -> int:
         """Packets that the rule dropped, delayed or duplicated so far."""
-        return self._counts()["acted"]
+        return self._counts()[1]
 
     def remove(self) -> None:
         """Take the rule away; its counts stay readable. Removing twice is fine."""
-        if not self._network.closed:
+        if not self._engine.closed:
             self._counts()
-            self._network.call_wire({"op": "unrule", "identity": self._identity})
+            self._engine.remove_rule(self._identity)

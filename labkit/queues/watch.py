@@ -47,7 +47,7 @@ class Watch:
         number("every_us", every_us, 100, 10_000_000, unit="microseconds")
         self.host, self.port = host, port
         self.closed = False
-        self._tier = host.network.tier
+        self._tier = host.engine.tier
         self._samples: list[dict[str, Any]] = []
         self._history: History | None = None
         self._first, self._lock = threading.Event(), threading.RLock()
@@ -65,7 +65,7 @@ class Watch:
         try:
             self._reader = threading.Thread(target=self._read, name=f"labkit-watch-{port}", daemon=True)
             self._reader.start()
-            host.network.register(self)
+            host.lab.register(self)
             if not self._first.wait(END_S):
                 raise NotReady(f"the watch on {host.fqdn}:{port} did not begin in {END_S:g} s: try again")
         except BaseException:

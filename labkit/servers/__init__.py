@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from labkit.lazy import lazy
 
 if TYPE_CHECKING:
-    from labkit.servers.authority import Authority, authority_of
+    from labkit.servers.authority import Authority
     from labkit.servers.background import Server
     from labkit.servers.early_data import EarlyDataServer
     from labkit.servers.http import HttpServer
@@ -38,7 +38,6 @@ _HOME = {
     "Request": "labkit.servers.messages",
     "Response": "labkit.servers.messages",
     "Server": "labkit.servers.background",
-    "authority_of": "labkit.servers.authority",
 }
 
 __all__ = [
@@ -53,7 +52,6 @@ __all__ = [
     "Request",
     "Response",
     "Server",
-    "authority_of",
 ]
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -13,14 +13,12 @@ from __future__ import annotations
 import io
 import ssl
 import threading
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
 import trustme
 
 from labkit.errors import InvalidValue
-from labkit.servers.hosts import LabLike
 
 # P-256, which every TLS 1.3 has to know (RFC 8446, section 9.1). Debian's Python 3.11 cannot be told X25519.
 SMALL_GROUP = "prime256v1"
@@ -157,15 +155,3 @@ class KeyLogWriter:
 
     def flush(self) -> None:
         """Nothing is left to do."""
-
-
-_authorities: weakref.WeakKeyDictionary[LabLike, Authority] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
-def authority_of(lab: LabLike) -> Authority:
-    """The authority of a lab, made on first use (a few milliseconds). Servers and clients use ``lab.authority``."""
-    with _lock:
-        if lab not in _authorities:
-            _authorities[lab] = Authority(lab.directory, lab.keylog_path)
-        return _authorities[lab]

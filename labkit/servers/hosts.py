@@ -1,37 +1,8 @@
-"""What servers and clients need of a lab and of its hosts: two protocols, so that this floor stands alone."""
+"""What servers and clients need of a host: a protocol, so that this floor stands alone."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from labkit.servers.authority import Authority
-
-
-class Closable(Protocol):
-    """Anything that a lab can own."""
-
-    def close(self) -> None: ...
-
-
-class LabLike(Protocol):
-    """The part of a lab that servers use."""
-
-    @property
-    def directory(self) -> Path:
-        """Mode 0700, removed with the lab."""
-
-    @property
-    def keylog_path(self) -> Path:
-        """TLS secrets in the NSS key log format; everything that speaks TLS appends to it."""
-
-    @property
-    def authority(self) -> Authority:
-        """The certificate authority that its servers and clients trust."""
-
-    def register(self, owned: Closable, name: str | None = None) -> None:
-        """Close `owned` with the lab, and its predecessor of the same name now."""
+from typing import Any, Protocol
 
 
 class HostLike(Protocol):
@@ -48,7 +19,7 @@ class HostLike(Protocol):
 
     @property
     def lab(self) -> Any:
-        """A LabLike. Not typed as one, because a Host stands on a lower floor and knows only its Network."""
+        """A labkit.Lab, of which a server uses ``register`` and ``authority``. Not typed: it is of a higher floor."""
 
     def __enter__(self) -> Any: ...
 

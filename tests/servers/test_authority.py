@@ -8,7 +8,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from labkit import InvalidValue, Lab
-from labkit.servers import Authority, authority_of
+from labkit.servers import Authority
 
 
 def connect_in_memory(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> tuple[ssl.SSLObject, ssl.SSLObject]:
@@ -112,7 +112,7 @@ def test_a_group_that_cannot_be(authority: Authority) -> None:
 
 
 def test_one_authority_a_lab(lab: Lab) -> None:
-    assert authority_of(lab) is authority_of(lab) is lab.authority
+    assert lab.authority is lab.authority
     assert lab.authority.keylog_path == lab.keylog_path
     assert lab.authority.ca_path.parent == lab.directory
     assert lab.directory.stat().st_mode & 0o777 == 0o700

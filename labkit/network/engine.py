@@ -1,0 +1,203 @@
+"""What makes a lab's hosts and carries their frames: the one interface of all tiers.
+
+A lab, its hosts, their programs and ``lab.wire`` hold an engine and ask nothing else. labkit.network.isolation
+implements it by a helper process with namespaces, labkit.loopback.engine by a relay between sockets of 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from labkit.errors import LabClosed
+from labkit.network.link import Counts, Link, Rule
+from labkit.network.ring import RingFrame
+
+
+class Closable(Protocol):
+    """Anything that a lab can own."""
+
+    def close(self) -> None: ...
+
+
+class Source(Protocol):
+    """Where a capture takes frames from."""
+
+    def frames(self, limit: int) -> Iterable[RingFrame]:
+        """Those that have come since the last look, at most `limit`."""
+
+    def dropped(self) -> int:
+        """How many there was no room for, in all."""
+
+    def close(self) -> None: ...
+
+
+class Running(Protocol):
+    """A program on a host. Who closes it before its end does not want it any more: it is ended."""
+
+    pid: int  # as the engine knows it
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit status; negative: the signal that ended it. Raises TimeoutError."""
+
+    def close(self) -> None: ...
+
+
+class Address(NamedTuple):
+    """A host as the engine knows it: the last number of its addresses, which are "" where there is no such protocol,
+    and the index by which captures in the middle of the wire name its link."""
+
+    number: int
+    name: str
+    ip: str
+    ip6: str
+    interface_index: int
+
+
+class OnHost(Protocol):
+    """What ``with host:`` needs of a host."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fqdn(self) -> str: ...
+    @property
+    def ip(self) -> str: ...
+    @property
+    def ip6(self) -> str: ...
+    @property
+    def lab(self) -> Owner: ...
+
+    def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int: ...
+
+
+class Owner(Protocol):
+    """What a host knows of its lab."""
+
+    @property
+    def hosts(self) -> Mapping[str, OnHost]: ...
+    @property
+    def program_environment(self) -> Mapping[str, str]: ...
+
+    def register(self, owned: Closable, name: str | None = None) -> None: ...
+
+
+class Engine(ABC):
+    """Hosts and the wire between them. Every method raises LabClosed after ``end``, and the kernel's own OSError.
+
+    Args:
+        directory: of the lab, mode 0700; the engine's first process makes it and removes it, so that no interrupt in
+            the notebook can leave it behind.
+
+    Attributes:
+        name: of the lab, for errors.
+        hosts, links: by the hosts' names.
+        refused: kernel settings and the like that this machine refused, each with the kernel's word.
+        why_lower: the reason for which there is no better engine, and the way out; "" for the best.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.name = "this lab"
+        self.closed = False
+        self.hosts: dict[str, Address] = {}
+        self.links: dict[str, Link] = {}
+        self.refused: dict[str, str] = {}
+        self.why_lower = ""
+
+    @property
+    @abstractmethod
+    def tier(self) -> str:
+        """A name of labkit.network.tiers.TIERS."""
+
+    @property
+    @abstractmethod
+    def first_pid(self) -> int:
+        """Process id of the first of its processes, the parent of the others."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End all of its processes. Ending twice is fine."""
+
+    def check_open(self) -> None:
+        """Raises LabClosed where it has ended."""
+        if self.closed:
+            raise LabClosed(f"{self.name} is closed: run the cell that opens it again")
+
+    # Hosts. NotAvailableHere is what an engine raises that cannot do it.
+
+    def add_host(self, name: str) -> Address:
+        """One more host, plugged into the wire."""
+        self.check_open()
+        number = len(self.hosts) + 1
+        address, interface = self._make_host(number, name, f"10.77.0.{number}", f"fd77::{number}")
+        self._ask_wire({"op": "attach", "number": number, "host": name, "interface": interface})
+        self.hosts[name], self.links[name] = address, Link()
+        return address
+
+    @abstractmethod
+    def _make_host(self, number: int, name: str, ip: str, ip6: str) -> tuple[Address, str]:
+        """The host, and the name of its link at the wire's end."""
+
+    @abstractmethod
+    def open_socket(self, host: str | None, family: int, kind: int, protocol: int) -> int:
+        """A socket as a bare descriptor, which the caller owns: on a host or (None) in the middle of the wire."""
+
+    @abstractmethod
+    def read_file(self, host: str, path: str) -> str:
+        """The text of a file as a host sees it, such as /proc/net/snmp."""
+
+    @abstractmethod
+    def write_file(self, host: str, path: str, text: str) -> None:
+        """Write a file as a host sees it, such as one below /proc/sys/net."""
+
+    @abstractmethod
+    def start_program(
+        self, host: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, files: Sequence[int]
+    ) -> Running:
+        """Execute a program on a host, with three descriptors as standard input, output and error."""
+
+    @abstractmethod
+    def signal_program(self, pid: int, number: int) -> None:
+        """Signal a program and the processes that it started. Those that have ended are no error."""
+
+    @abstractmethod
+    def tap(self, host: str | None) -> Source:
+        """Every frame of a host from now on, or (None) of all links, seen from the middle of the wire."""
+
+    # The wire.
+
+    @abstractmethod
+    def _ask_wire(self, request: dict[str, Any]) -> dict[str, Any]:
+        """A request to labkit.network.wire.Wire, and its answer."""
+
+    def set_link(self, host: str, link: Link, seed: int | None = None) -> None:
+        """Change a host's link. A seed starts its random numbers again."""
+        number = self.hosts[host].number
+        self._ask_wire({"op": "set", "number": number, "link": vars(link), "seed": seed})
+        self.links[host] = link
+
+    def add_rule(self, rule: Rule) -> int:
+        """Put a rule to work. Returns the number by which it is known."""
+        return int(self._ask_wire({"op": "rule", "rule": rule.as_message()})["identity"])
+
+    def rule_counts(self, identity: int) -> tuple[int, int] | None:
+        """How many frames a rule matched, and on how many it acted; None for one that was removed."""
+        counts = self._ask_wire({"op": "rules"})["rules"].get(str(identity))
+        return None if counts is None else (counts["matched"], counts["acted"])
+
+    def remove_rule(self, identity: int) -> None:
+        """Take a rule away. Twice is fine."""
+        self._ask_wire({"op": "unrule", "identity": identity})
+
+    def wire_counts(self) -> tuple[dict[str, dict[str, Counts]], int]:
+        """What the wire carried by host and way ("up", "down"), and how many frames are under way."""
+        reply = self._ask_wire({"op": "counts"})
+        links = {host: {way: Counts(**told) for way, told in ways.items()} for host, ways in reply["links"].items()}
+        return links, int(reply["in_flight"])
+
+
+# What starts an engine: the lab's directory, the seed of every random decision of the wire, names of the first hosts.
+Start = Callable[[Path, int, Sequence[str]], Engine]
