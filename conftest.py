@@ -43,7 +43,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 _alone = Path(os.environ[HOME], "alone")
 
-pytest_plugins = ["notebook_run"]  # in tests/, by `pythonpath`
+pytest_plugins = ["notebook_run", "processor_time"]  # in tests/, by `pythonpath`
 
 # Files whose tests take long and have nothing to share. Of all others one process runs the whole file: the cells of a
 # notebook share a kernel, the tests of a module its fixtures.
