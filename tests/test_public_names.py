@@ -33,6 +33,11 @@ PACKAGES = [
 ]
 
 
+def test_the_race_is_the_function_whoever_imported_its_module_before() -> None:
+    source = "import labkit.handshakes.race\nfrom labkit.handshakes import race\nassert race.__name__ == 'race', race"
+    subprocess.run([sys.executable, "-c", source], check=True)
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_is_there(package: str) -> None:
     module = importlib.import_module(package)

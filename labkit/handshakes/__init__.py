@@ -10,28 +10,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# Not lazily: whoever imports the module of this name, for whatever is in it, would find the module under the name.
+from labkit.handshakes.race import Measurement, Race, Run, fewest, measure, measure_once, race
 from labkit.lazy import lazy
 
 if TYPE_CHECKING:
     from labkit.handshakes.clients import EarlyDataClient, QuicClient, TcpClient, TlsClient, client_for, server_for
-    from labkit.handshakes.race import Measurement, Race, Run, fewest, measure, measure_once, race
     from labkit.handshakes.variants import VARIANTS, Variant, variant
 
 _HOME = {
     "VARIANTS": "labkit.handshakes.variants",
     "EarlyDataClient": "labkit.handshakes.clients.early_data",
-    "Measurement": "labkit.handshakes.race",
     "QuicClient": "labkit.handshakes.clients.quic",
-    "Race": "labkit.handshakes.race",
-    "Run": "labkit.handshakes.race",
     "TcpClient": "labkit.handshakes.clients.tcp",
     "TlsClient": "labkit.handshakes.clients.tcp",
     "Variant": "labkit.handshakes.variants",
     "client_for": "labkit.handshakes.clients",
-    "fewest": "labkit.handshakes.race",
-    "measure": "labkit.handshakes.race",
-    "measure_once": "labkit.handshakes.race",
-    "race": "labkit.handshakes.race",
     "server_for": "labkit.handshakes.clients",
     "variant": "labkit.handshakes.variants",
 }
