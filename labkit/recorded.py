@@ -24,16 +24,13 @@ from labkit.capture.captured import Captured
 from labkit.capture.pcapng import read_pcapng, write_pcapng
 from labkit.errors import InvalidValue, NotAvailableHere
 from labkit.network.host import Counters
+from labkit.recordable import Recordable
 
 OWN = Path(__file__).parent / "recordings"
 FOLDERS = [OWN]  # what builds on labkit puts a folder of its own before it
 INDEX = "recording.json"
-# Results of higher floors that can be recorded, loaded when met: each has ``as_data()`` and ``of_data(data, tier)``.
-RESULTS = {
-    "History": "labkit.queues.history",
-    "Load": "labkit.load.load",
-    "Trial": "labkit.load.trial",
-}
+# Where recordable results are defined: loaded when a recording has one that is not known yet.
+HOMES = ("labkit.queues.history", "labkit.load.trial")
 KEY = re.compile(r"[a-z0-9_.]+/[A-Za-z0-9_.+×%, -]+")
 
 
@@ -122,7 +119,7 @@ def _encode(value: Any, place: Path, stem: str, count: list[int]) -> Any:
         return {"capture": file, "at": value.at, "hosts": [[number, name] for number, name in value.hosts.items()]}
     if isinstance(value, Counters):
         return {"counters": dict(value)}
-    if type(value).__name__ in RESULTS:
+    if isinstance(value, Recordable):
         return {type(value).__name__: value.as_data()}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
@@ -160,11 +157,14 @@ def _decode(value: Any, place: Path, tier: str) -> Any:
         return Captured(frames, hosts=hosts, at=facts["at"], tier=tier, secrets=secrets)
     if kind == "counters":
         return Counters(content)
-    if kind in RESULTS:
-        return getattr(import_module(RESULTS[kind]), kind).of_data(content, tier)
     if kind == "bytes":
         return bytes.fromhex(content)
     if kind == "pairs":
         return {_decode(k, place, tier): _decode(v, place, tier) for k, v in content}
-    items = [_decode(item, place, tier) for item in content]
-    return items if kind == "list" else tuple(items)
+    if kind in ("list", "tuple"):
+        items = [_decode(item, place, tier) for item in content]
+        return items if kind == "list" else tuple(items)
+    for home in HOMES:
+        if kind not in Recordable.kinds:
+            import_module(home)
+    return Recordable.kinds[kind].of_data(content, tier)

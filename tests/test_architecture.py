@@ -15,6 +15,7 @@ FLOORS = [
     "errors",
     "lazy",
     "waiting",
+    "recordable",
     "network",
     "loopback",
     "capture",

@@ -16,6 +16,7 @@ from labkit.errors import InvalidValue, NotReady
 from labkit.network.host import Host
 from labkit.network.link import number
 from labkit.network.process import Completed
+from labkit.recordable import Recordable
 
 DEFAULT = b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 CLOSING = b"GET / HTTP/1.1\r\nHost: server.lab\r\nConnection: close\r\n\r\n"  # its place with new connections
@@ -28,7 +29,7 @@ Requests = bytes | Sequence[tuple[bytes, float]]
 
 
 @dataclass(frozen=True)
-class Load:
+class Load(Recordable):
     """What a load was, and what came of it. Plain data: see ``as_data``.
 
     sent = completed + the errors + unfinished, and those due in the open loop are sent + unsent.
@@ -133,20 +134,12 @@ class Load:
         return first
 
     def as_data(self) -> dict[str, Any]:
-        """Itself as a dictionary of what JSON takes, for a recorded run. ``of_data`` is the way back."""
+        """See ``Recordable``."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def of_data(cls, data: Mapping[str, Any], tier: str | None = None) -> Load:
-        """A Load from its data.
-
-        Args:
-            data: what ``as_data`` gave.
-            tier: in place of the tier in it, for instance that of a recorded run.
-
-        Raises:
-            InvalidValue: something is missing, or there is too much.
-        """
+        """See ``Recordable``. Raises InvalidValue: something is missing, or there is too much."""
         names = {field.name for field in fields(cls)}
         if wrong := sorted(names ^ set(data)):
             raise InvalidValue(f"the data of a load has {', '.join(sorted(names))}; missing or too much: {wrong}")

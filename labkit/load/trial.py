@@ -14,12 +14,13 @@ from labkit.network.host import Host
 from labkit.queues.history import History
 from labkit.queues.run_queue import ThreadTimes, between
 from labkit.queues.watch import Watch
+from labkit.recordable import Recordable
 
 LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Recordable):
     """What a server did under load.
 
     Attributes:
@@ -43,7 +44,7 @@ class Trial:
         return self.load.tier
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data that JSON takes; ``of_data`` reads it back."""
+        """See ``Recordable``."""
         return {
             "name": self.name,
             "load": self.load.as_data(),
@@ -54,7 +55,7 @@ class Trial:
 
     @classmethod
     def of_data(cls, data: Mapping[str, Any], tier: str | None = None) -> Trial:
-        """From ``as_data``, with another tier where it was recorded."""
+        """See ``Recordable``."""
         return cls(
             name=data["name"],
             load=Load.of_data(data["load"], tier),

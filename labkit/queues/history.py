@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from labkit.recordable import Recordable
+
 Key = TypeVar("Key")
 Pairs = list[tuple[float, int]]
 
@@ -83,7 +85,7 @@ class ConnectionHistory:
 
 
 @dataclass(frozen=True)
-class History:
+class History(Recordable):
     """The queues of one port of a host over a run.
 
     Attributes:
@@ -128,7 +130,7 @@ class History:
         return self.looks / self.duration_s if self.duration_s else 0.0
 
     def as_data(self) -> dict[str, Any]:
-        """Plain data that JSON takes; ``of_data`` reads it back."""
+        """See ``Recordable``."""
         facts = {name: getattr(self, name) for name in ("host", "port", "looks", "started_ns", "tier")}
         return {
             **facts,
@@ -142,7 +144,7 @@ class History:
 
     @classmethod
     def of_data(cls, data: Mapping[str, Any], tier: str | None = None) -> History:
-        """From ``as_data``, with another tier where it was recorded."""
+        """See ``Recordable``."""
         facts = {name: data[name] for name in ("host", "port", "looks", "started_ns", "duration_s", "cpu_s")}
         return cls(
             **facts,
