@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import _socket
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -18,14 +16,14 @@ from typing import Any
 
 from labkit.errors import LabClosed, NotAvailableHere, NotReady
 from labkit.loopback import sockets
-from labkit.loopback.frames import Endpoint
+from labkit.loopback.bindings import Bindings, RelayClient
 from labkit.loopback.relay import LOOPBACK_ADDRESS, RECORD, START_TIMEOUT_S
+from labkit.network import sockets as network_sockets
 from labkit.network.engine import Address, Engine, Running
 from labkit.network.link import Rule
 from labkit.network.ring import RingFrame
 from labkit.network.tiers import LOOPBACK
 
-ANSWER_TIMEOUT_S = 20.0
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from labkit.loopback.relay import main; main()"
 
@@ -44,14 +42,9 @@ class Loopback(Engine):
 
     def __init__(self, directory: Path, seed: int, hosts: Sequence[str]) -> None:
         super().__init__(directory)
-        self.real_ports: dict[tuple[int, Endpoint], int] = {}  # by kind of socket and endpoint: where it is bound
-        self.local: dict[tuple[int, int], tuple[str, int]] = {}  # by kind and real port: the lab's address
-        self.remote: dict[tuple[int, int], tuple[str, int]] = {}  # the same for what is on the relay's other side
-        self.mouths: dict[Endpoint, int] = {}
         self._token = secrets.token_hex(16)
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        sockets.prepare()
+        self.relay = RelayClient(self._token)
         self._relay = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BOOT, str(_PACKAGE_ROOT), str(directory), str(seed)],
             stdin=subprocess.PIPE,
@@ -60,9 +53,11 @@ class Loopback(Engine):
             start_new_session=True,  # a notebook's interrupt goes to its whole process group
         )
         self._life: Any = None
+        network_sockets.install(sockets.LAYER)
         try:
-            self._control_port, self.stream_port = self._ports()
-            self._life = self._send({"op": "live"})
+            self.relay.control_port, stream_port = self._ports()
+            self.bindings = Bindings(self.relay, stream_port, self.hosts)
+            self._life = self.relay.send({"op": "live"})
             for name in hosts:
                 self.add_host(name)
         except BaseException:
@@ -102,7 +97,7 @@ class Loopback(Engine):
         self.check_open()
         if family not in (socket.AF_INET, socket.AF_INET6) or host is None:
             raise _needs_kernel(f"a socket of family {family} needs a network of its own")
-        return sockets.open_on(self, self.hosts[host].number, family, kind, protocol)
+        return sockets.open_on(self.bindings, self.hosts[host].number, family, kind, protocol)
 
     def read_file(self, host: str, path: str) -> str:
         raise _needs_kernel("the counters and settings of a host's kernel cannot be read")
@@ -123,16 +118,18 @@ class Loopback(Engine):
         return super().add_rule(rule)
 
     def _ask_wire(self, request: dict[str, Any]) -> dict[str, Any]:
-        return self.ask(request)
+        self.check_open()
+        return self.relay.ask(request)
 
     def tap(self, host: str | None) -> TapSource:
-        return TapSource(
-            self._send({"op": "tap", "host": None if host is None else self.hosts[host].number}), host is None
-        )
+        number = None if host is None else self.hosts[host].number
+        return TapSource(self.relay.send({"op": "tap", "host": number}), host is None)
 
     def end(self) -> None:
         """Let go of the relay, which ends for it."""
-        self.closed = True
+        if not self.closed:
+            network_sockets.uninstall(sockets.LAYER)
+        self.closed = self.relay.closed = True
         if self._life is not None:
             self._life.close()
         for pipe in (self._relay.stdin, self._relay.stdout, self._relay.stderr):
@@ -148,63 +145,6 @@ class Loopback(Engine):
             self._relay.kill()
             self._relay.wait()
         shutil.rmtree(self.directory, ignore_errors=True)  # there only where the relay was killed
-
-    # What its sockets ask.
-
-    def _send(self, request: dict[str, Any]) -> Any:
-        """A request on a connection of its own. Not by ``socket.socket``, which inside ``with host:`` is the host's."""
-        self.check_open()
-        connection = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
-        try:
-            connection.settimeout(ANSWER_TIMEOUT_S)
-            connection.connect((LOOPBACK_ADDRESS, self._control_port))
-            connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-            connection.sendall(json.dumps({**request, "token": self._token}).encode() + b"\n")
-        except ConnectionError:
-            connection.close()
-            raise LabClosed("the lab's relay has ended: open the lab again") from None
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request, one answer. Raises OSError as the relay says, LabClosed where it has gone."""
-        with contextlib.closing(self._send(request)) as connection:
-            return self.answer(connection)
-
-    def start(self, request: dict[str, Any]) -> Any:
-        """A request whose answer takes its time: the connection on which it comes, see ``answer``."""
-        return self._send(request)
-
-    @staticmethod
-    def answer(connection: Any) -> dict[str, Any]:
-        """The answer that a connection brings, waiting as long as its time-out allows."""
-        data = b""
-        while not data.endswith(b"\n"):
-            try:
-                part = connection.recv(65536)
-            except ConnectionError:
-                part = b""
-            if not part:
-                raise LabClosed("the lab's relay has ended: open the lab again")
-            data += part
-        reply: dict[str, Any] = json.loads(data)
-        if "errno" in reply:
-            raise OSError(reply["errno"], os.strerror(reply["errno"]))
-        return reply
-
-    def mouth(self, endpoint: Endpoint) -> int:
-        """The real port to which datagrams for an endpoint are sent."""
-        port = self.mouths.get(endpoint)
-        if port is None:
-            port = self.ask({"op": "mouth", "number": endpoint.number, "port": endpoint.port})["mouth"]
-            self.know_mouth(endpoint, port)
-        return port
-
-    def know_mouth(self, endpoint: Endpoint, port: int) -> None:
-        self.mouths[endpoint] = port
-        self.remote[socket.SOCK_DGRAM, port] = f"10.77.0.{endpoint.number}", endpoint.port
 
 
 class TapSource:

@@ -13,34 +13,28 @@ import _socket
 import asyncio
 import contextlib
 import errno
-import functools
 import os
 import socket
 import weakref
 from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from labkit.errors import LabClosed
+from labkit.loopback.bindings import Address, Bindings, RelayClient
 from labkit.loopback.frames import Endpoint
 from labkit.loopback.relay import LOOPBACK_ADDRESS
-from labkit.network import sockets as network_sockets
-
-if TYPE_CHECKING:
-    from labkit.loopback.engine import Loopback
+from labkit.network.sockets import Layer, find, unknown
 
 OPEN_TIMEOUT_S = 127.0  # as long as Linux sends SYNs, with net.ipv4.tcp_syn_retries as it is
 TCP_FASTOPEN_CONNECT = 30  # linux/tcp.h; the socket module has no name for it
 ANY = ("", "0.0.0.0")
 
-Address = tuple[str, int]
-
 
 class Place:
     """Whose a socket is. It belongs to the descriptor, which outlives the object where TLS wraps it."""
 
-    def __init__(self, engine: Loopback, number: int, kind: int, inode: int) -> None:
-        self._engine = weakref.ref(engine)
+    def __init__(self, bindings: Bindings, number: int, kind: int, inode: int) -> None:
+        self._bindings = weakref.ref(bindings)
         self.number, self.kind, self.inode = number, kind, inode
         self.endpoint: Endpoint | None = None  # what it is bound to
         self.address: Address | None = None  # the same as it was given
@@ -48,11 +42,11 @@ class Place:
         self.peer: Address | None = None
 
     @property
-    def engine(self) -> Loopback:
-        engine = self._engine()
-        if engine is None:
+    def bindings(self) -> Bindings:
+        bindings = self._bindings()
+        if bindings is None:
             raise OSError(errno.ENETDOWN, "the lab of this socket is closed")
-        return engine
+        return bindings
 
     @property
     def ip(self) -> str:
@@ -62,7 +56,7 @@ class Place:
 _places: dict[int, Place] = {}  # by descriptor
 
 
-def open_on(engine: Loopback, number: int, family: int, kind: int, protocol: int) -> int:
+def open_on(bindings: Bindings, number: int, family: int, kind: int, protocol: int) -> int:
     """A new socket of a host, as a bare descriptor. Raises OSError for what a host here does not have."""
     if family != socket.AF_INET:
         raise OSError(errno.EAFNOSUPPORT, f"{os.strerror(errno.EAFNOSUPPORT)}: this tier has IPv4 only")
@@ -70,7 +64,7 @@ def open_on(engine: Loopback, number: int, family: int, kind: int, protocol: int
     if base not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         raise OSError(errno.EPERM, f"{os.strerror(errno.EPERM)}: this tier has TCP and UDP only")
     descriptor = _socket.socket(family, kind, protocol).detach()
-    _places[descriptor] = Place(engine, number, base, os.fstat(descriptor).st_ino)
+    _places[descriptor] = Place(bindings, number, base, os.fstat(descriptor).st_ino)
     return descriptor
 
 
@@ -88,13 +82,10 @@ def _resolve(place: Place, address: Any) -> Endpoint | Address:
     name, port = address[0], address[1]
     if isinstance(name, bytes):
         name = name.decode("ascii", "replace")
-    text = name.rstrip(".").lower().removesuffix(".lab")
-    hosts = place.engine.hosts
-    if text in hosts:
-        name = hosts[text].ip
-    elif not name.replace(".", "").isdigit() and name not in ANY and name != "localhost":
-        known = ", ".join(f"{host}.lab" for host in hosts)
-        raise socket.gaierror(socket.EAI_NONAME, f"{name!r} is no host of this lab, which has {known}")
+    hosts = place.bindings.hosts
+    name = find(hosts, name, socket.AF_INET) or name
+    if not name.replace(".", "").isdigit() and name not in ANY and name != "localhost":
+        raise unknown(hosts, name)
     if name in ANY or name == "localhost" or name.startswith("127.") or name == place.ip:
         return LOOPBACK_ADDRESS, port
     if not name.startswith("10.77.0."):
@@ -107,7 +98,7 @@ def _resolve(place: Place, address: Any) -> Endpoint | Address:
 
 def _own_port(place: Place, port: int) -> int:
     """The real port of what is bound on the same host; 0, which nobody listens on, for none."""
-    return place.engine.real_ports.get((place.kind, Endpoint(place.number, port)), 0)
+    return place.bindings.real_port(place.kind, Endpoint(place.number, port))
 
 
 # The methods. Each takes the one that it replaces, and calls that for sockets that are no lab's.
@@ -140,13 +131,8 @@ def _bind_to(self: socket.socket, place: Place, name: str, port: int) -> None:
     place.real_port = real_port
     place.endpoint = Endpoint(place.number, port or real_port)
     place.address = "0.0.0.0" if name in ANY else name if name.startswith("127.") else place.ip, place.endpoint.port
-    engine = place.engine
-    engine.real_ports[place.kind, place.endpoint] = real_port
-    engine.local[place.kind, real_port] = place.ip if name in ANY else place.address[0], place.endpoint.port
-    if place.kind == socket.SOCK_DGRAM:
-        number, virtual = place.endpoint
-        reply = engine.ask({"op": "bind", "number": number, "port": virtual, "real": real_port})
-        engine.know_mouth(place.endpoint, reply["mouth"])
+    seen = place.ip if name in ANY else place.address[0], place.endpoint.port
+    place.bindings.bind(place.kind, place.endpoint, real_port, seen)
 
 
 def _taken(kind: int, real_port: int, reuse: int) -> bool:
@@ -169,8 +155,7 @@ def _listen(original: Callable[..., Any]) -> Callable[..., Any]:
             _bind_to(self, place, "", 0)
         original(self, *backlog)
         if place is not None and place.endpoint is not None:
-            number, port = place.endpoint
-            place.engine.ask({"op": "listen", "number": number, "port": port, "real": place.real_port})
+            place.bindings.listen(place.endpoint, place.real_port)
 
     return listen
 
@@ -188,7 +173,7 @@ def _connect(original: Callable[..., Any]) -> Callable[..., Any]:
         with contextlib.closing(opening):
             opening.settimeout(min(timeout_s or OPEN_TIMEOUT_S, OPEN_TIMEOUT_S))
             try:
-                place.engine.answer(opening)
+                RelayClient.answer(opening)
             except TimeoutError:
                 if timeout_s:
                     raise
@@ -226,7 +211,7 @@ def _sock_connect(original: Callable[..., Any]) -> Callable[..., Any]:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await answered
             opening.settimeout(1)  # it is there: a line of some ten bytes
-            place.engine.answer(opening)
+            RelayClient.answer(opening)
         except TimeoutError:
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
         finally:
@@ -239,27 +224,25 @@ def _sock_connect(original: Callable[..., Any]) -> Callable[..., Any]:
 def _begin(self: socket.socket, place: Place, address: Any) -> Any:
     """Connect a datagram socket, or what is on the same host: None. Else the connection that tells the outcome."""
     target = _resolve(place, address)
-    engine = place.engine
+    bindings = place.bindings
     if place.kind == socket.SOCK_DGRAM:
         if place.endpoint is None:
             _bind_to(self, place, "", 0)
-        port = engine.mouth(target) if isinstance(target, Endpoint) else _own_port(place, target[1])
+        port = bindings.mouth(target) if isinstance(target, Endpoint) else _own_port(place, target[1])
         _socket.socket.connect(self, (LOOPBACK_ADDRESS, port))
     elif isinstance(target, Endpoint):
-        _connect_to(self, engine.stream_port)
+        _connect_to(self, bindings.stream_port)
     else:
         _connect_to(self, _own_port(place, target[1]) or 1)
     if place.endpoint is None:
         place.real_port = _socket.socket.getsockname(self)[1]
         place.endpoint = Endpoint(place.number, place.real_port)
-        engine.local[place.kind, place.real_port] = place.ip, place.real_port
+        bindings.know(place.kind, place.real_port, (place.ip, place.real_port))
     place.address = place.ip, place.endpoint.port
     place.peer = (f"10.77.0.{target.number}" if isinstance(target, Endpoint) else str(address[0])), address[1]
     if place.kind == socket.SOCK_DGRAM or not isinstance(target, Endpoint):
         return None
-    number, port = place.endpoint
-    to = {"to": target.number, "to_port": target.port}
-    return engine.start({"op": "open", "number": number, "port": port, "real": place.real_port, **to})
+    return bindings.open(place.endpoint, target, place.real_port)
 
 
 def _connect_to(self: socket.socket, port: int) -> None:
@@ -279,17 +262,13 @@ def _accept(original: Callable[..., Any]) -> Callable[..., Any]:
         if place is None:
             return connection, address
         try:
-            child = Place(place.engine, place.number, place.kind, os.fstat(connection.fileno()).st_ino)
+            child = Place(place.bindings, place.number, place.kind, os.fstat(connection.fileno()).st_ino)
             child.endpoint, child.real_port = place.endpoint, 0  # the listener's port, which is not its own to close
             child.address = place.ip, place.endpoint.port if place.endpoint else 0
-            reply = place.engine.ask({"op": "peer", "real": address[1]})
+            child.peer = place.bindings.peer(place.kind, address)
         except BaseException:
             connection.close()
             raise
-        if reply:
-            child.peer = f"10.77.0.{reply['number']}", reply["port"]
-        else:  # a neighbour on the same host
-            child.peer = place.engine.local.get((place.kind, address[1]), address)
         _places[connection.fileno()] = child
         return connection, child.peer
 
@@ -341,7 +320,7 @@ def _datagram_address(self: socket.socket, place: Place, address: Any) -> Addres
         _bind_to(self, place, "", 0)
     target = _resolve(place, address)
     if isinstance(target, Endpoint):
-        return LOOPBACK_ADDRESS, place.engine.mouth(target)
+        return LOOPBACK_ADDRESS, place.bindings.mouth(target)
     return LOOPBACK_ADDRESS, _own_port(place, target[1]) or 1
 
 
@@ -354,10 +333,8 @@ def _with_source(position: int) -> Callable[[Callable[..., Any]], Callable[..., 
             place = place_of(self)
             if place is None or place.kind != socket.SOCK_DGRAM:
                 return result
-            key, real = (place.kind, result[position][1]), result[position]
-            engine = place.engine
             changed = list(result)
-            changed[position] = engine.remote.get(key) or engine.local.get(key) or real
+            changed[position] = place.bindings.source(place.kind, result[position])
             return tuple(changed)
 
         return method
@@ -390,23 +367,16 @@ def _real_close(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _forget(place: Place) -> None:
     """Its endpoint is free. Its lab may have gone before it."""
-    engine = place._engine()
-    if engine is None:
-        return
+    bindings = place._bindings()
     assert place.endpoint is not None
-    key = place.kind, place.endpoint
     # With SO_REUSEPORT another listener may share the port, and goes on.
     shared = place.kind == socket.SOCK_STREAM and _taken(place.kind, place.real_port, reuse=1)
-    if engine.real_ports.get(key) == place.real_port and not shared:
-        del engine.real_ports[key]
-        number, port = place.endpoint
-        if place.kind == socket.SOCK_DGRAM:
-            engine.mouths.pop(place.endpoint, None)
-        with contextlib.suppress(OSError, LabClosed):  # the relay has gone before
-            engine.ask({"op": "close", "number": number, "port": port, "real": place.real_port})
+    if bindings is not None and not shared:
+        bindings.unbind(place.kind, place.endpoint, place.real_port)
 
 
-_REPLACED: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+# While a lab of this tier is open, above what every lab replaces.
+LAYER: Layer = (
     (socket.socket, "bind", _bind),
     (socket.socket, "listen", _listen),
     (socket.socket, "connect", _connect),
@@ -423,9 +393,3 @@ _REPLACED: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (socket.socket, "_real_close", _real_close),
     (BaseSelectorEventLoop, "sock_connect", _sock_connect),
 )
-
-
-@functools.cache
-def prepare() -> None:
-    """Once: put these above the methods that every lab replaces, see labkit.network.sockets."""
-    network_sockets.add_layer(_REPLACED)

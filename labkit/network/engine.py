@@ -56,17 +56,22 @@ class Address(NamedTuple):
     interface_index: int
 
 
-class OnHost(Protocol):
-    """What ``with host:`` needs of a host."""
+class Named(Protocol):
+    """A host, or its Address."""
 
     @property
     def name(self) -> str: ...
     @property
-    def fqdn(self) -> str: ...
-    @property
     def ip(self) -> str: ...
     @property
     def ip6(self) -> str: ...
+
+
+class OnHost(Named, Protocol):
+    """What ``with host:`` needs of a host."""
+
+    @property
+    def fqdn(self) -> str: ...
     @property
     def lab(self) -> Owner: ...
 

@@ -22,22 +22,23 @@ import contextvars
 import functools
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from labkit.network.engine import OnHost
+from labkit.network.engine import Named, OnHost
 
 FAMILIES = {socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_PACKET", -2), getattr(socket, "AF_NETLINK", -3)}
 
 # The hosts of the blocks this context is in, innermost last.
 _blocks: contextvars.ContextVar[tuple[OnHost, ...]] = contextvars.ContextVar("labkit_blocks", default=())
 
-Replacement = tuple[Any, str, Callable[[Any], Any]]
+# What is replaced while a lab is open: owner, name, what wraps the function that was there.
+Layer = tuple[tuple[Any, str, Callable[[Any], Any]], ...]
 
 _lock = threading.RLock()  # the collector may end a forgotten lab in the middle of opening another
-_labs_open = 0
-_originals: dict[tuple[Any, str], Any] = {}
+_labs_open: dict[Layer, int] = {}  # by what they need replaced, the lowest layer first
+_originals: dict[tuple[Any, str], tuple[Any, Any]] = {}  # what the owner itself had (None: inherited), what it did
 
 
 def current_host() -> OnHost | None:
@@ -54,43 +55,39 @@ def leave() -> None:
     _blocks.set(_blocks.get()[:-1])
 
 
-def install() -> None:
-    """Count one lab more; with the first one, put the functions below in place."""
-    global _labs_open
+def install(layer: Layer | None = None) -> None:
+    """Count one lab more that needs a layer, by default this module's; with the first one, put it in place."""
+    _count(layer or LAYER, 1)
+
+
+def uninstall(layer: Layer | None = None) -> None:
+    """Count one lab less; with the last one, put back what was there."""
+    _count(layer or LAYER, -1)
+
+
+def _count(layer: Layer, change: int) -> None:
     with _lock:
-        _labs_open += 1
-        if _labs_open == 1:
-            _put_in_place(_replaced)
-
-
-def _put_in_place(replacements: Iterable[Replacement]) -> None:
-    for owner, name, wrap in replacements:
-        original = getattr(owner, name)
-        _originals.setdefault((owner, name), vars(owner).get(name))
-        setattr(owner, name, functools.wraps(original)(wrap(original)))
-
-
-def add_layer(replacements: Iterable[Replacement]) -> None:
-    """Replace more functions while a lab is open, above those of this module: owner, name, what wraps the original."""
-    layer = tuple(replacements)
-    with _lock:
-        _replaced.extend(layer)
-        if _labs_open:
-            _put_in_place(layer)
-
-
-def uninstall() -> None:
-    """Count one lab less; with the last one, put the originals back."""
-    global _labs_open
-    with _lock:
-        _labs_open -= 1
-        if _labs_open == 0:
-            for (owner, name), original in _originals.items():
-                if original is None:  # it was inherited
-                    delattr(owner, name)
-                else:
-                    setattr(owner, name, original)
-            _originals.clear()
+        _labs_open.setdefault(LAYER, 0)  # always the lowest
+        before = _labs_open.get(layer, 0)
+        _labs_open[layer] = before + change
+        if bool(before) == bool(before + change):
+            return
+        wraps: dict[tuple[Any, str], list[Callable[[Any], Any]]] = {key: [] for key in _originals}
+        for each, labs in _labs_open.items():
+            for owner, name, wrap in each if labs else ():
+                wraps.setdefault((owner, name), []).append(wrap)
+        for (owner, name), wanted in wraps.items():
+            own, function = _originals.setdefault((owner, name), (vars(owner).get(name), getattr(owner, name)))
+            for wrap in wanted:
+                function = functools.wraps(function)(wrap(function))
+            if wanted:
+                setattr(owner, name, function)
+                continue
+            del _originals[owner, name]
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
 
 
 def _socket_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -143,16 +140,26 @@ def _lab_address(name: Any, family: int) -> str | None:
     here = current_host()
     if here is None or not isinstance(name, (str, bytes)):
         return None
+    return find(here.lab.hosts, name, family)
+
+
+def find(hosts: Mapping[str, Named], name: str | bytes, family: int) -> str | None:
+    """The address of "server.lab" or "server"; None for what is no lab's name. Raises gaierror for a host not there."""
     text = (name if isinstance(name, str) else name.decode("ascii", "replace")).rstrip(".").lower()
-    host = here.lab.hosts.get(text.removesuffix(".lab"))
+    host = hosts.get(text.removesuffix(".lab"))
     if host is not None:
         if family == socket.AF_INET6 and not host.ip6:
             raise socket.gaierror(socket.EAI_NONAME, f"{name!r} has no IPv6 address: this kernel has no IPv6")
         return host.ip6 if family == socket.AF_INET6 else host.ip
     if text.endswith(".lab"):
-        known = ", ".join(other.fqdn for other in here.lab.hosts.values())
-        raise socket.gaierror(socket.EAI_NONAME, f"{name!r} is no host of this lab, which has {known}")
+        raise unknown(hosts, name)
     return None
+
+
+def unknown(hosts: Mapping[str, object], name: str | bytes) -> socket.gaierror:
+    """The error for a name that no host has."""
+    known = ", ".join(f"{host}.lab" for host in hosts)
+    return socket.gaierror(socket.EAI_NONAME, f"{name!r} is no host of this lab, which has {known}")
 
 
 def _with_address(position: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -212,7 +219,7 @@ def _call_on(blocks: tuple[OnHost, ...], fn: Callable[..., Any], /, *args: Any, 
         _blocks.reset(token)
 
 
-_replaced: list[Replacement] = [
+LAYER: Layer = (
     (socket.socket, "__init__", _socket_init),
     (socket.socket, "bind", _with_address(0)),
     (socket.socket, "connect", _with_address(0)),
@@ -223,4 +230,4 @@ _replaced: list[Replacement] = [
     (socket, "gethostbyaddr", _gethostbyaddr),
     (threading.Thread, "start", _thread_start),
     (ThreadPoolExecutor, "submit", _submit),
-]
+)

@@ -25,6 +25,7 @@ from labkit.handshakes.clients import client_for, server_for
 from labkit.handshakes.phases import begins, connections, timeline
 from labkit.handshakes.variants import VARIANTS
 from labkit.loopback import sockets
+from labkit.network import sockets as network_sockets
 from labkit.network.host import Host
 from labkit.servers import HttpServer, Response
 
@@ -379,3 +380,21 @@ def test_tls_keeps_the_lab_under_it(lab: Lab) -> None:
                 assert tls.recv(100) == b"'10.77.0.1'"
                 assert tls.getsockname()[0] == "10.77.0.1"
         thread.join(10)
+
+
+def test_its_methods_go_with_its_last_lab() -> None:
+    """Also where a lab of another tier stays open."""
+    before = socket.socket.accept, socket.socket.bind
+    network_sockets.install()  # as that lab does
+    try:
+        other = socket.socket.accept, socket.socket.bind
+        with Lab(rtt_ms=0):
+            assert socket.socket.accept is not other[0]
+            with Lab(rtt_ms=0):
+                pass
+            assert socket.socket.accept is not other[0]
+        assert socket.socket.accept is other[0] is before[0]
+        assert socket.socket.bind is not before[1]
+    finally:
+        network_sockets.uninstall()
+    assert (socket.socket.accept, socket.socket.bind) == before

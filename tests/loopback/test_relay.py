@@ -146,11 +146,11 @@ def test_a_capture_at_a_host_sees_that_host(lab: Lab) -> None:
 def test_strangers_get_nothing(lab: Lab) -> None:
     engine = engine_of(lab)
     for words in (b'{"op": "counts"}\n', b'{"op": "counts", "token": "guess"}\n', b"not JSON\n", b"[]\n"):
-        with socket.create_connection(("127.0.0.1", engine._control_port), timeout=10) as stranger:
+        with socket.create_connection(("127.0.0.1", engine.relay.control_port), timeout=10) as stranger:
             stranger.sendall(words)
             assert stranger.recv(100) == b""
-    with socket.create_connection(("127.0.0.1", engine.stream_port)), udp(lab) as (ours, theirs):
-        mouth = engine.mouth(next(iter(engine.mouths)))
+    with socket.create_connection(("127.0.0.1", engine.bindings.stream_port)), udp(lab) as (ours, theirs):
+        mouth = engine.bindings.mouth(next(iter(engine.bindings.mouths)))
         with socket.socket(type=socket.SOCK_DGRAM) as stranger:
             stranger.sendto(b"not from the lab", ("127.0.0.1", mouth))
         assert numbers(lab, ours, theirs, 1) == [0]

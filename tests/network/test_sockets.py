@@ -193,7 +193,7 @@ def test_a_pool_changes_nothing_else_for_its_callers(lab: Lab) -> None:
 
 def test_the_originals_come_back_with_the_last_lab() -> None:
     def functions() -> list[object]:
-        return [(owner, name, vars(owner).get(name), getattr(owner, name)) for owner, name, _ in sockets._replaced]
+        return [(owner, name, vars(owner).get(name), getattr(owner, name)) for owner, name, _ in sockets.LAYER]
 
     before = functions()
     with Lab(rtt_ms=0):

@@ -35,7 +35,7 @@ except LabUnavailable as exc:
 lab = None
 gc.collect()
 report["left"] = glob.glob(tempfile.tempdir + "/*") + open("/proc/self/task/%d/children" % os.getpid()).read().split()
-report["threads"], report["labs"] = threading.active_count(), sockets._labs_open
+report["threads"], report["labs"] = threading.active_count(), sum(sockets._labs_open.values())
 report["descriptors"] = [n for n in sorted(os.listdir("/proc/self/fd")) if n not in before]
 os.rmdir(tempfile.tempdir)
 print(json.dumps(report))
