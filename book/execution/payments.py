@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit.servers.http1 import serve_http1
 from labkit.servers.messages import Request, Response
-from labkit.waiting import wait_until
+from labkit.waiting import fewest, wait_until
 
 if TYPE_CHECKING:
     from labkit.lab import Lab
@@ -147,8 +147,6 @@ class Payments:
 
     def pay(self, handler: Handler, trouble: str, key: bool = True, times: int = 1, **options: Any) -> Run:
         """A run with as many tries as the trouble makes: on a busy machine there may be more."""
-        from labkit.handshakes import fewest
-
         once = partial(self.run, handler, trouble, key, times, **options)
         return fewest(once, lambda run: len(run.tries), enough=times + 1)
 

@@ -16,6 +16,7 @@ from labkit.capture.capture import Capture
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import Timeline, connections, timeline
 from labkit.network.host import Host
+from labkit.waiting import fewest
 
 END_S = 5.0
 LOOK_S = 0.02
@@ -123,15 +124,17 @@ def least(measure: Callable[[], int], enough: int, times: int = 4) -> int:
         MeasurementFailed: all were more than enough, and they differ: the machine has a part in them.
     """
     found: list[int] = []
-    while len(found) < times:
-        found.append(measure())
-        if found[-1] <= enough:
-            return found[-1]
-    if len(set(found)) > 1:
+
+    def counted(count: int) -> int:
+        found.append(count)
+        return count
+
+    true = fewest(measure, counted, enough, times)
+    if true > enough and len(set(found)) > 1:
         raise MeasurementFailed(
             f"measured {times} times, it came out as {', '.join(map(str, found))}: the machine is busy"
         )
-    return found[0]
+    return true
 
 
 def the_request(capture: Capture, port: int = 8443) -> Timeline:

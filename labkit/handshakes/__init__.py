@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # Not lazily: whoever imports the module of this name, for whatever is in it, would find the module under the name.
-from labkit.handshakes.race import Measurement, Race, Run, fewest, measure, measure_once, race
+from labkit.handshakes.race import Measurement, Race, Run, measure, measure_once, race
 from labkit.lazy import lazy
+from labkit.waiting import fewest
 
 if TYPE_CHECKING:
     from labkit.handshakes.clients import EarlyDataClient, QuicClient, TcpClient, TlsClient, client_for, server_for

@@ -12,7 +12,7 @@ import gc
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from labkit.capture.captured import Captured
 from labkit.errors import InvalidValue, MeasurementFailed
@@ -20,12 +20,11 @@ from labkit.handshakes.clients import client_for, server_for
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
 from labkit.handshakes.variants import VARIANTS, Variant, variant
 from labkit.network.host import Counters
+from labkit.waiting import fewest
 
 if TYPE_CHECKING:
     from labkit.capture.ladder import Ladder
     from labkit.lab import Lab
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -243,29 +242,6 @@ def measure_once(lab: Lab, name: str) -> Measurement:
     Args, raises: as in measure.
     """
     return fewest(lambda: measure(lab, name, runs=1), lambda made: made.whole_rtts, variant(name).theory_rtts)
-
-
-def fewest(run: Callable[[], T], count: Callable[[T], Any], enough: Any = None, times: int = 4) -> T:
-    """Run it again where that may bring less: a machine that is held up adds round trips and copies, and takes none.
-
-    Args:
-        run: one run, from the beginning.
-        count: what a run has of that: a number, or several in a tuple.
-        enough: as many as there must be. With these or less, no further run is made; without, none after the least
-            has come twice.
-        times: so many runs at most.
-
-    Returns:
-        the run with the least.
-    """
-    found: list[tuple[Any, T]] = []
-    while len(found) < times:
-        result = run()
-        found.append((count(result), result))
-        counts = [counted for counted, _ in found]
-        if counts.count(min(counts)) == 2 if enough is None else min(counts) <= enough:
-            break
-    return min(found, key=lambda each: each[0])[1]
 
 
 def _fetch(lab: Lab, chosen: Variant, runs: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from labkit.errors import InvalidValue
 from labkit.network.tiers import origin
@@ -14,7 +15,7 @@ from labkit.plots.picture import Picture
 from labkit.plots.style import BLACK, GREEN, GREY, INK, ORANGE, SIZE, SKY, add_note, new_figure, set_title
 
 if TYPE_CHECKING:
-    from labkit.queues.history import ConnectionHistory, History, Steps
+    from labkit.queues.history import History, Steps
 
 KIB = 1024
 FAR = 3  # a window that is so many times higher than what waited would press the rest flat
@@ -48,76 +49,106 @@ def plot_buffers(
         InvalidValue: a connection that was not seen.
     """
     client = _client(sender, receiver, client)
+    waiting = _Waiting(sender, receiver, client)
     figure, axes = new_figure(3.6)
-    start_ns = min(history.started_ns for history in (sender, receiver) if history)
-    ends_s = [(history.started_ns - start_ns) / 1e9 + history.duration_s for history in (sender, receiver) if history]
-    end_s = max([*ends_s, 1e-3])
-    connection = sender.connections.get(client)
-    other = receiver.connections.get(client) if receiver else None
-    columns: dict[str, tuple[Steps, float]] = {}
-    if receiver and other:
-        columns["unread"] = other.receive_queue, (receiver.started_ns - start_ns) / 1e9
-    late_s = (sender.started_ns - start_ns) / 1e9
-    if connection:
-        for name in ("unacknowledged", "unsent", "send_window", "cwnd"):
-            columns[name] = getattr(connection, name), late_s
-    times = np.unique([0.0, end_s, *(t + late for steps, late in columns.values() for t in steps.times_s)])
-    series = {name: _sample(steps, late, times) for name, (steps, late) in columns.items()}
-    areas = [area for area in AREAS if area in series]
-    if areas:
-        axes.stackplot(
-            times,
-            *(series[area] / KIB for area in areas),
-            labels=[AREAS[area][0] for area in areas],
-            colors=[AREAS[area][1] for area in areas],
-            step="post",
-            linewidth=0,
-        )
-    stacked = sum((series[area] for area in areas), np.zeros(len(times)))
-    axes.plot(times, stacked / KIB, drawstyle="steps-post", color=INK, linewidth=0.8)
-    top = max(float(stacked.max()), KIB)
-    closed_s = held = 0.0
-    window = series.get("send_window", np.zeros(len(times)))
-    told = bool(connection and connection.send_window.peak)  # all 0 on kernels that do not tell it
-    if told:
-        alive = series["cwnd"] > 0
-        closed = alive & (window == 0)
-        closed_s = float(np.diff(times) @ closed[:-1])
-        held = float(((series["unsent"] + series["unacknowledged"]) * closed).max())
-        label = "peer’s receive window"
-        if window.max() > FAR * top:
-            label += f",\nup to {window.max() / KIB:.0f} KiB"
-        top = max(top, min(float(window.max()), FAR * top))
-        axes.plot(
-            times, np.where(alive, window, np.nan) / KIB, drawstyle="steps-post", color=BLACK, linewidth=1.6,
-            linestyle="--", label=label,
-        )  # fmt: skip
-        if closed_s:
-            spans = [(begin, end - begin) for begin, end, shut in zip(times, times[1:], closed, strict=False) if shut]
-            shade = axes.broken_barh(spans, (0, 1), transform=axes.get_xaxis_transform(), label="window closed")
-            shade.set(facecolor="none", edgecolor=GREY, hatch="////", linewidth=0, alpha=0.6, zorder=0)
-    axes.set_xlim(0, end_s)
+    top = _draw_areas(axes, waiting)
+    if waiting.told:
+        top = _draw_window(axes, waiting, top)
+    axes.set_xlim(0, waiting.end_s)
     axes.set_ylim(-0.02 * top / KIB, 1.08 * top / KIB)  # a window of 0 is a line above the axis
     axes.set_xlabel("seconds", fontsize=SIZE, color=INK)
     axes.set_ylabel("KiB that wait", fontsize=SIZE, color=INK)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        # Beside the axes, where it hides nothing, and the areas in the order in which they lie.
-        order = [*reversed(range(len(areas))), *range(len(areas), len(handles))]
-        axes.legend(
-            [handles[n] for n in order], [labels[n] for n in order],
-            loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=SIZE, frameon=False,
-        )  # fmt: skip
-    peaks = {area: int(series[area].max()) for area in areas}
-    title = title or _finding(client, float(stacked.max()), closed_s, held, told)
+    _add_legend(axes, len(waiting.areas))
+    title = title or _finding(client, waiting)
     set_title(axes, title)
     notes = [origin(sender.tier, "Sampled"), f"{sender.rate_hz:.0f} looks a second."]
-    if "unread" in areas:
+    if "unread" in waiting.areas:
         notes.append(
             "A byte that has arrived counts twice until its acknowledgment is back: unread, and unacknowledged."
         )
     add_note(figure, textwrap.fill(" ".join(notes), 125))
-    return Picture(figure, f"{title}. {_in_words(client, peaks, connection, closed_s, end_s)}")
+    return Picture(figure, f"{title}. {_in_words(client, waiting)}")
+
+
+class _Waiting:
+    """What waits of one connection, by area, at every moment at which something changes on one of the hosts.
+
+    Attributes:
+        times: seconds since the first of the two looked for the first time.
+        areas: bytes at these times, by area, those that were sampled.
+        window: the peer's receive window, bytes; ``told`` is False on kernels that do not tell it, and then it is 0.
+        alive, closed: whether the connection was there; whether its window was closed.
+    """
+
+    def __init__(self, sender: History, receiver: History | None, client: str) -> None:
+        watched = [history for history in (sender, receiver) if history]
+        start_ns = min(history.started_ns for history in watched)
+        late_s = [(history.started_ns - start_ns) / 1e9 for history in watched]
+        self.end_s = max(1e-3, *(late + history.duration_s for late, history in zip(late_s, watched, strict=True)))
+        columns: dict[str, tuple[Steps, float]] = {}
+        if receiver and (other := receiver.connections.get(client)):
+            columns["unread"] = other.receive_queue, late_s[1]
+        if connection := sender.connections.get(client):
+            for name in ("unacknowledged", "unsent", "send_window", "cwnd"):
+                columns[name] = getattr(connection, name), late_s[0]
+        changes = [moment + late for steps, late in columns.values() for moment in steps.times_s]
+        self.times = np.unique([0.0, self.end_s, *changes])
+        series = {name: _sample(steps, late, self.times) for name, (steps, late) in columns.items()}
+        nothing = np.zeros(len(self.times))
+        self.areas = {area: series[area] for area in AREAS if area in series}
+        self.stacked = sum(self.areas.values(), nothing)
+        self.window = series.get("send_window", nothing)
+        self.told = bool(connection and connection.send_window.peak)
+        self.alive = series.get("cwnd", nothing) > 0
+        self.closed = self.alive & (self.window == 0) & self.told
+        self.closed_s = float(np.diff(self.times) @ self.closed[:-1])
+
+    @property
+    def held(self) -> float:
+        """The most bytes that waited at the sender while the window was closed."""
+        return float(((self.areas["unsent"] + self.areas["unacknowledged"]) * self.closed).max())
+
+
+def _draw_areas(axes: Axes, waiting: _Waiting) -> float:
+    """Returns the height of what waits, at least 1 KiB."""
+    if waiting.areas:
+        axes.stackplot(
+            waiting.times,
+            *(area / KIB for area in waiting.areas.values()),
+            labels=[AREAS[area][0] for area in waiting.areas],
+            colors=[AREAS[area][1] for area in waiting.areas],
+            step="post",
+            linewidth=0,
+        )
+    axes.plot(waiting.times, waiting.stacked / KIB, drawstyle="steps-post", color=INK, linewidth=0.8)
+    return max(float(waiting.stacked.max()), KIB)
+
+
+def _draw_window(axes: Axes, waiting: _Waiting, top: float) -> float:
+    """Returns the height of the picture: a window far above what waits is not drawn to its full height."""
+    times, highest = waiting.times, float(waiting.window.max())
+    far = f",\nup to {highest / KIB:.0f} KiB" if highest > FAR * top else ""
+    axes.plot(
+        times, np.where(waiting.alive, waiting.window, np.nan) / KIB, drawstyle="steps-post", color=BLACK,
+        linewidth=1.6, linestyle="--", label=f"peer’s receive window{far}",
+    )  # fmt: skip
+    if waiting.closed_s:
+        moments = zip(times, times[1:], waiting.closed, strict=False)
+        spans = [(begin, end - begin) for begin, end, shut in moments if shut]
+        shade = axes.broken_barh(spans, (0, 1), transform=axes.get_xaxis_transform(), label="window closed")
+        shade.set(facecolor="none", edgecolor=GREY, hatch="////", linewidth=0, alpha=0.6, zorder=0)
+    return max(top, min(highest, FAR * top))
+
+
+def _add_legend(axes: Axes, areas: int) -> None:
+    """Beside the axes, where it hides nothing, and the areas in the order in which they lie."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        order = [*reversed(range(areas)), *range(areas, len(handles))]
+        axes.legend(
+            [handles[n] for n in order], [labels[n] for n in order],
+            loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=SIZE, frameon=False,
+        )  # fmt: skip
 
 
 def _client(sender: History, receiver: History | None, client: str | None) -> str:
@@ -147,24 +178,24 @@ def _sample(steps: Steps, late_s: float, times: Any) -> Any:
     return np.concatenate([[0], np.asarray(steps.values, dtype=float)])[at]
 
 
-def _finding(client: str, most: float, closed_s: float, held: float, told: bool) -> str:
+def _finding(client: str, waiting: _Waiting) -> str:
     if not client:
         return "No connection was seen"
-    if closed_s:
-        return f"The receiver’s window was closed for {closed_s:.2g} s: up to {held / KIB:.0f} KiB waited at the sender"
-    never = ", and the receiver’s window never closed" if told else ""
-    return f"Up to {most / KIB:.0f} KiB waited between the two applications{never}"
+    if waiting.closed_s:
+        return (
+            f"The receiver’s window was closed for {waiting.closed_s:.2g} s: "
+            f"up to {waiting.held / KIB:.0f} KiB waited at the sender"
+        )
+    never = ", and the receiver’s window never closed" if waiting.told else ""
+    return f"Up to {float(waiting.stacked.max()) / KIB:.0f} KiB waited between the two applications{never}"
 
 
-def _in_words(
-    client: str, peaks: dict[str, int], connection: ConnectionHistory | None, closed_s: float, end_s: float
-) -> str:
+def _in_words(client: str, waiting: _Waiting) -> str:
     if not client:
-        return f"In {end_s:.1f} s."
-    most = ", ".join(f"{AREAS[area][0]} {peak / KIB:.0f} KiB" for area, peak in peaks.items())
-    if connection and connection.send_window.peak:
-        peak = connection.send_window.peak / KIB
-        window = f"The peer’s receive window: up to {peak:.0f} KiB, closed for {closed_s:.2f} s."
-    else:
-        window = "The kernel did not tell the peer’s receive window."
-    return f"Connection of {client}, in {end_s:.1f} s, at most: {most}. {window}"
+        return f"In {waiting.end_s:.1f} s."
+    most = ", ".join(f"{AREAS[area][0]} {int(sizes.max()) / KIB:.0f} KiB" for area, sizes in waiting.areas.items())
+    window = "The kernel did not tell the peer’s receive window."
+    if waiting.told:
+        highest = waiting.window.max() / KIB
+        window = f"The peer’s receive window: up to {highest:.0f} KiB, closed for {waiting.closed_s:.2f} s."
+    return f"Connection of {client}, in {waiting.end_s:.1f} s, at most: {most}. {window}"

@@ -17,7 +17,7 @@ from labkit.capture.keylog import KeyLog
 from labkit.capture.messages import Dissected
 from labkit.handshakes import client_for, server_for, variant
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
-from labkit.handshakes.race import fewest
+from labkit.waiting import fewest
 
 RTT_MS = 20
 RTT_NS = RTT_MS * 10**6
