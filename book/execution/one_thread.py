@@ -1,4 +1,4 @@
-"""What the section "One thread does all" asks: its plots, two exercises, the hidden trace, the quiz."""
+"""What the section "One thread does all" asks: two exercises with their judges, the hidden trace, the quiz."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.execution.clients import PORT
 from book.execution.kernel import unacknowledged, unread
 from book.execution.workload import FAST, SLOW
 from book.learn.grading import describe
@@ -20,110 +21,12 @@ from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.load.server_process import ServerProcess
-from labkit.network.tiers import origin
-from labkit.plots import Picture, style
 from labkit.waiting import wait_until
 
 TEXT = Text(__file__)
 
-PORT = 8080
 RTT_MS = 10
 WAIT_S = 8.0
-
-Answers = Sequence[tuple[bool, float, float]]
-
-
-def answers(capture: Captured) -> list[tuple[bool, float, float]]:
-    """Of each request: whether it is a slow one, when it reached the server, when its response left, in seconds.
-
-    The first request's arrival is 0. Connections without a request are left out.
-    """
-    found = []
-    for group in connections(capture.messages):
-        asked = [packet for packet in group if packet.from_client and packet.payload]
-        answered = [packet for packet in group if not packet.from_client and packet.payload]
-        if asked and answered:
-            came_ns = asked[0].transit.received_ns or asked[0].transit.time_ns
-            slow = any("GET /slow" in message.name for message in asked[0].messages)
-            found.append((slow, came_ns, answered[0].transit.time_ns))
-    start_ns = min((came_ns for _, came_ns, _ in found), default=0)
-    return [(slow, (came - start_ns) / 1e9, (left - start_ns) / 1e9) for slow, came, left in sorted(found)]
-
-
-def sooner(answered: Answers) -> int:
-    """How many of the fast requests had their response before the slow one."""
-    (slow_s,) = (left_s for slow, _, left_s in answered if slow)
-    return sum(left_s < slow_s for slow, _, left_s in answered if not slow)
-
-
-# Plots
-
-
-def plot_answers(runs: Mapping[str, Answers], title: str, tier: str) -> Picture:
-    """From each request to its response, a panel for each server.
-
-    Args:
-        runs: name of a server → what ``answers`` found.
-        title: the finding.
-        tier: where they come from.
-    """
-    figure, axes = style.new_figure(0.9 + 1.15 * len(runs))
-    axes.remove()
-    panels = figure.subplots(len(runs), 1, sharex=True, squeeze=False)[:, 0]
-    words = []
-    for panel, (name, answered) in zip(panels, runs.items(), strict=True):
-        for place, (slow, came_s, left_s) in enumerate(sorted(answered, reverse=True)):
-            colour = style.VERMILION if slow else style.BLUE
-            panel.plot([came_s, left_s], [place] * 2, color=colour, linewidth=3, linestyle="-")
-            panel.plot(left_s, place, "s" if slow else "o", color=colour, markersize=6, markeredgecolor="white")
-        panel.set_ylim(len(answered) - 0.3, -0.7)
-        panel.set_yticks([])
-        for side in ("top", "right", "left"):
-            panel.spines[side].set_visible(False)
-        panel.set_title(
-            f"{name}: {sooner(answered)} of {len(answered) - 1} fast ones before the slow one",
-            fontsize=style.SIZE, loc="left", color=style.INK, pad=3,
-        )  # fmt: skip
-        words.append(f"{name}: {sooner(answered)} of {len(answered) - 1} fast responses left before the slow one")
-    panels[-1].set_xlim(left=-0.01)
-    panels[-1].set_xlabel(
-        "seconds since the slow request (■, at the top of each group) reached the server; ● fast ones",
-        fontsize=style.SIZE,
-    )
-    figure.suptitle(title, fontsize=style.TITLE_SIZE, color=style.INK, x=0.01, ha="left")
-    style.add_note(figure, origin(tier, "Captured"))
-    return Picture(figure, f"{title}. {'. '.join(words)}.")
-
-
-def plot_lag(lags: Mapping[str, Sequence[Sequence[float]]], title: str, tier: str) -> Picture:
-    """How late a timer of each server's loop was, over time.
-
-    Args:
-        lags: name of a server → pairs of when the timer was due and how late it was, seconds.
-        title: the finding.
-        tier: where they come from.
-    """
-    figure, axes = style.new_figure(1.1 + 0.75 * len(lags))
-    axes.remove()
-    panels = figure.subplots(len(lags), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    words = []
-    for panel, (name, pairs) in zip(panels, lags.items(), strict=True):
-        times = [due for due, _ in pairs]
-        late_ms = [1000 * late for _, late in pairs]
-        most_ms = max(late_ms, default=0)
-        panel.vlines(times, 0, late_ms, color=style.BLUE, linewidth=1.5)
-        panel.plot(times, late_ms, "o", color=style.BLUE, markersize=3.5)
-        for side in ("top", "right"):
-            panel.spines[side].set_visible(False)
-        words.append(f"{name}: {most_ms:.0f} ms at most")
-        panel.set_title(words[-1], fontsize=style.SIZE, loc="left", color=style.INK, pad=3)
-    panels[-1].set_ylim(0, 1.25 * max((late for pairs in lags.values() for _, late in pairs), default=0) * 1000 or 1)
-    panels[-1].set_xlabel("when the timer was due, seconds after the loop began", fontsize=style.SIZE)
-    figure.supylabel("how late it was, ms", fontsize=style.SIZE, color=style.INK)
-    figure.suptitle(title, fontsize=style.TITLE_SIZE, color=style.INK, x=0.01, ha="left")
-    style.add_note(figure, origin(tier, "Measured"))
-    return Picture(figure, f"{title}. {', '.join(words)}.")
-
 
 # Exercise 1
 
@@ -189,36 +92,6 @@ def _judge_pieces(serve: Callable[..., Any]) -> str:
         _receive(second, "after one client has gone, the other one gets no response")
     return "Two clients, requests in pieces, one thread, and the loop rests when nothing is ready."
 
-
-_LOOP = (
-    "import selectors\n\n\n"
-    "def serve(listener):\n"
-    "    begun = {{}}\n"
-    "    with selectors.DefaultSelector() as selector:\n"
-    "        selector.register(listener, selectors.EVENT_READ)\n"
-    "        while True:\n"
-    "            for key, _ in selector.select():\n"
-    "                connection = key.fileobj\n"
-    "                if connection is listener:\n"
-    "                    connection, _ = listener.accept()\n"
-    "                    selector.register(connection, selectors.EVENT_READ)\n"
-    '                    begun[connection] = b""\n'
-    "                    continue\n"
-    "{read}"
-)
-_RESPOND = 'connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")\n'
-_GONE = (
-    "                if not piece:\n"
-    "                    selector.unregister(connection)\n"
-    "                    del begun[connection]\n"
-    "                    connection.close()\n"
-)
-_WHOLE = (
-    '                {word} begun[connection].endswith(b"\\r\\n\\r\\n"):\n'
-    '                    begun[connection] = b""\n'
-    f"                    {_RESPOND}"
-)
-_PIECE = "                piece = connection.recv(4096)\n                begun[connection] += piece\n"
 
 PIECES = TEXT.exercise("pieces", _judge_pieces)
 
@@ -295,18 +168,6 @@ def _judge_hand_over(respond: Callable[..., Any]) -> str:
     return f"{FAST_CLIENTS} clients were answered while the blocking call waited."
 
 
-_RESPOND_TO = (
-    "import asyncio\n\n\n"
-    "async def respond(reader, writer, query):\n"
-    "    while True:\n"
-    '        request = await reader.readuntil(b"\\r\\n\\r\\n")\n'
-    '        body = b"ok"\n'
-    '        if request.startswith(b"GET /slow"):\n'
-    "{slow}"
-    '        writer.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%b" % (len(body), body))\n'
-    "        await writer.drain()\n"
-)
-
 HAND_OVER = TEXT.exercise("hand_over", _judge_hand_over)
 
 EXERCISES = (PIECES, HAND_OVER)
@@ -318,7 +179,8 @@ FIRST = b"GET /first HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 SECOND = b"GET /second HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 
 
-def _newcomer(lab: Lab) -> Captured:
+@recorded
+def trace(lab: Lab) -> Captured:
     """A client that comes while the only thread is busy with another one's slow request."""
 
     def slow_loop(address: tuple[str, int]) -> None:  # in here, so that its process need not import this module
@@ -350,7 +212,7 @@ def _newcomer(lab: Lab) -> Captured:
 
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """Two requests of a client that comes while the loop is busy, live or recorded, with four blanks."""
-    capture = lab.live_or_recorded("execution.one_thread/trace", _newcomer, lab)
+    capture = trace(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
     return HiddenTrace(
         "execution.one_thread.trace",

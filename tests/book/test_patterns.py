@@ -13,8 +13,8 @@ from book.execution import patterns
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks/04_execution"
 SHOWN = {
     "04_roles": ["answer", "read_until_closed", "thread_per_connection"],
-    "05_one_thread": ["answer", "serve_all", "one_thread"],
-    "06_many_readers": ["answer", "read_many", "many_readers"],
+    "05_one_thread": ["serve_all", "one_thread"],
+    "06_many_readers": ["read_many", "many_readers"],
     "07_balanced_messages": ["receive", "work_on_messages", "balanced_messages"],
     "08_many_acceptors": ["accept_and_serve", "many_acceptors"],
     "09_sharding": ["serve_shard", "sharding"],
