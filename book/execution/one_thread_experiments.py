@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import selectors
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from book import recorded
-from book.execution import workload
 from book.execution.clients import PORT, connect
 from book.execution.kernel import unacknowledged, unread
+from book.execution.patterns import slower
 from book.execution.workload import FAST, SLOW
 from labkit.capture.captured import Captured
 from labkit.handshakes.phases import connections
@@ -47,24 +46,6 @@ def sooner(answered: Answers) -> int:
     return sum(left_s < slow_s for slow, _, left_s in answered if not slow)
 
 
-def noted(address: tuple[str, int], serve: Callable[[tuple[str, int]], object]) -> None:
-    """Run a server with selectors so that it prints, for each of its turns, how many sockets are ready."""
-    asks = selectors.DefaultSelector.select
-
-    def select_and_note(selector: Any, timeout: float | None = None) -> Any:
-        ready = asks(selector, timeout)
-        print(len(ready), flush=True)
-        return ready
-
-    selectors.DefaultSelector.select = select_and_note  # type: ignore[assignment, method-assign]
-    serve(address)
-
-
-def _slower(address: tuple[str, int], serve: Callable[..., object], *args: Any) -> None:
-    workload.WAIT_S = SLOW_S
-    serve(address, *args)
-
-
 @recorded
 def behind_a_slow_one(
     lab: Lab, newcomers: int, serve: Callable[..., object], *args: Any
@@ -82,7 +63,7 @@ def behind_a_slow_one(
     """
     with (
         contextlib.ExitStack() as opened,
-        ServerProcess(lab.server, PORT, _slower, serve, *args) as server,
+        ServerProcess(lab.server, PORT, slower, SLOW_S, serve, *args) as server,
         lab.watch(PORT, connections=True) as watch,
         lab.capture() as capture,
     ):

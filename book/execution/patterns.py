@@ -13,7 +13,9 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
+from book.execution import workload
 from book.execution.workload import work
 from labkit.load.workers import EPOLLEXCLUSIVE, Start, process, readable, thread
 
@@ -29,21 +31,6 @@ def answer(connection: socket.socket) -> bool:
     except ConnectionError:
         return False
     return bool(request)
-
-
-def with_work(
-    address: tuple[str, int], serve: Callable[[tuple[str, int]], object], other: Callable[[bytes], bytes]
-) -> None:
-    """Run one of the patterns whose requests do another work than all others', in a process of its own.
-
-    Args:
-        address: to listen on.
-        serve: the pattern.
-        other: takes a request and returns the response.
-    """
-    global work
-    work = other  # type: ignore[assignment]
-    serve(address)
 
 
 # Listener, acceptor, reader
@@ -205,3 +192,40 @@ def sharding(address: tuple[str, int], start: Start = process, shards: int = WOR
     for number in range(1, shards + 1):
         start(f"shard {number}", serve_shard, address)
     signal.pause()
+
+
+# Patterns in a process of their own, with another work, a longer wait, or a word for each turn
+
+
+def with_work(
+    address: tuple[str, int], serve: Callable[[tuple[str, int]], object], other: Callable[[bytes], bytes]
+) -> None:
+    """Run one of the patterns whose requests do another work than all others', in a process of its own.
+
+    Args:
+        address: to listen on.
+        serve: the pattern.
+        other: takes a request and returns the response.
+    """
+    global work
+    work = other  # type: ignore[assignment]
+    serve(address)
+
+
+def slower(address: tuple[str, int], wait_s: float, serve: Callable[..., object], *args: Any) -> None:
+    """Run a server whose slow requests wait this long."""
+    workload.WAIT_S = wait_s
+    serve(address, *args)
+
+
+def noted(address: tuple[str, int], serve: Callable[[tuple[str, int]], object]) -> None:
+    """Run a server with selectors so that it prints, for each of its turns, how many sockets are ready."""
+    asks = selectors.DefaultSelector.select
+
+    def select_and_note(selector: Any, timeout: float | None = None) -> Any:
+        ready = asks(selector, timeout)
+        print(len(ready), flush=True)
+        return ready
+
+    selectors.DefaultSelector.select = select_and_note  # type: ignore[assignment, method-assign]
+    serve(address)
