@@ -1,4 +1,4 @@
-"""What "One acceptor and reader, balanced messages" asks: its stage, two exercises, the hidden trace, the quiz."""
+"""What "One acceptor and reader, balanced messages" asks: its flood, two exercises, the hidden trace, the quiz."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
-from book.execution.clients import Callers, listen
+from book.execution.clients import listen
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
@@ -34,47 +34,6 @@ def response_to(name: str) -> bytes:
     """The response to GET /name, which says what it is for in its first line, too."""
     body = f"this is {name}".encode()
     return b"HTTP/1.1 200 for /%s\r\nContent-Length: %d\r\n\r\n%s" % (name.encode(), len(body), body)
-
-
-class Stage:
-    """A server, clients that ask it, and a database that answers when it is told to.
-
-    Args:
-        lab: with a host "database".
-        serve: the server function.
-        count: of the clients.
-
-    Attributes:
-        server, watch, callers: the server's process, its queues, and the clients.
-    """
-
-    def __init__(self, lab: Lab, serve: Callable[..., object], count: int = 8) -> None:
-        with contextlib.ExitStack() as opened:
-            self._database = opened.enter_context(listen(lab["database"], 5432))
-            self.server = opened.enter_context(ServerProcess(lab.server, PORT, serve))
-            self.watch = opened.enter_context(lab.watch(PORT))
-            self.callers = opened.enter_context(Callers(lab, PORT, count))
-            self._opened = opened.pop_all()
-        self._queries: list[socket.socket] = []
-
-    def __enter__(self) -> Stage:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._opened.close()
-
-    def wait_for_queries(self, count: int) -> None:
-        """Until so many workers more ask the database."""
-        for _ in range(count):
-            query, _ = self._database.accept()
-            self._queries.append(self._opened.enter_context(query))
-
-    def answer_queries(self) -> float:
-        """The database answers all. Returns when, in seconds since the first request."""
-        now_s = self.callers.now()
-        for query in self._queries:
-            query.close()
-        return now_s
 
 
 def pour(lab: Lab, server: ServerProcess, size: int) -> tuple[int, int]:

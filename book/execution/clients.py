@@ -92,6 +92,17 @@ def connect(lab: Lab, count: int, opened: contextlib.ExitStack) -> list[socket.s
     return clients
 
 
+def received(lab: Lab, client: socket.socket) -> str:
+    """What lies at a client when all that was sent has arrived: the first line of a response, "FIN", or "nothing"."""
+    lab.wire.settle()
+    client.setblocking(False)
+    try:
+        data = client.recv(4096)
+    except BlockingIOError:
+        return "nothing"
+    return data.split(b"\r\n")[0].decode() or "FIN"
+
+
 @contextlib.contextmanager
 def both_ends(
     lab: Lab, *, rcvbuf: int | None = None, sndbuf: int | None = None

@@ -39,25 +39,6 @@ def work(request: bytes) -> bytes:
     return RESPONSE
 
 
-def work_or_report(request: bytes) -> bytes:
-    """The work of all patterns, and two requests more, whose responses name the request and the thread that did it.
-
-    Args:
-        request: as for ``work``; GET /report, which asks the host "database" for as long as that takes; or GET /who.
-
-    Returns:
-        the response's bytes.
-    """
-    target = request.split()[1]
-    if target == b"/report":
-        with socket.create_connection(("database.lab", 5432)) as database:
-            database.recv(1)
-    elif target != b"/who":
-        return work(request)
-    name = Path("/proc/thread-self/comm").read_bytes().strip()
-    return b"HTTP/1.1 200 for %s\r\nContent-Length: %d\r\n\r\n%s" % (target, len(name), name)
-
-
 def compute(rounds: int = ROUNDS) -> int:
     """A fixed number of steps in Python, all of them with the GIL held: a linear congruential generator."""
     value = 1
