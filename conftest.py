@@ -43,6 +43,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 _alone = Path(os.environ[HOME], "alone")
 
+# jsonschema, which nbval imports by nbformat, would check IRIs by it, and it builds a grammar when it is imported: two
+# seconds of processor time in every process of the suite, for a check that no notebook needs.
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]
+
 pytest_plugins = ["notebook_run", "processor_time"]  # in tests/, by `pythonpath`
 
 # Files whose tests take long and have nothing to share. Of all others one process runs the whole file: the cells of a

@@ -28,6 +28,8 @@ from processes import processes_of
 
 from labkit.waiting import wait_until
 
+pytest_plugins = ["nbval.plugin"]
+
 START_S = 60
 # The notebooks that a machine with fixed sysctls changes: run on such a machine, too. Every other one is watched, and
 # fails where it asks for a kernel setting.

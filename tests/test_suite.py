@@ -55,7 +55,7 @@ def test_home():
 
 def run_pytest(folder: Path, *words: str, **options: object) -> str:
     (folder / "conftest.py").write_text((ROOT / "conftest.py").read_text())
-    (folder / "pytest.ini").write_text(f"[pytest]\nmarkers = alone\npythonpath = {ROOT}/tests\n")
+    (folder / "pytest.ini").write_text(f"[pytest]\nmarkers = alone\npythonpath = {ROOT}/tests\naddopts = -pno:nbval\n")
     environment = {name: value for name, value in os.environ.items() if name != "LABKIT_TESTS_HOME"} | {"HOME": "/proc"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, **options)  # type: ignore[call-overload]

@@ -118,35 +118,49 @@ def test_the_lanes_run_notebooks_that_there_are() -> None:
     assert {*SYSCTLS, *FACILITIES.values()} <= LESSONS.keys()
 
 
-def modules_of(name: str) -> set[str]:
-    """The module and all of the book's chapters that it imports."""
-    found, todo = set(), {name}
-    while todo:
-        name = todo.pop()
-        path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-        if name in found or name.startswith("book.learn") or not path.exists():
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("book."):
-                todo |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-            elif isinstance(node, ast.Import):
-                todo |= {alias.name for alias in node.names if alias.name.startswith("book.")}
-    return found
+def source_of(module: str) -> Path:
+    return ROOT.joinpath(*module.split(".")).with_suffix(".py")
+
+
+Reached = tuple[str, str | None]
+
+
+def reached(module: str, name: str | None = None, seen: set[Reached] | None = None) -> Iterator[ast.stmt]:
+    """The statements of a module, or those that define a name of it, and what they use of the book's chapters."""
+    seen = set() if seen is None else seen
+    if (module, name) in seen or module.startswith("book.learn") or not source_of(module).exists():
+        return
+    seen.add((module, name))
+    here: dict[str, ast.stmt] = {}
+    elsewhere: dict[str, Reached] = {}
+    body = ast.parse(source_of(module).read_text(encoding="utf-8")).body
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            here[node.name] = node
+        elif isinstance(node, ast.Assign):
+            here |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("book."):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                known = source_of(whole).exists()
+                elsewhere[alias.asname or alias.name] = (whole, None) if known else (str(node.module), alias.name)
+    statements = body if name is None else [here[name]] if name in here else []
+    yield from statements
+    for node in (each for statement in statements for each in ast.walk(statement) if isinstance(each, ast.Name)):
+        if name is not None and node.id in here:
+            yield from reached(module, node.id, seen)
+        elif node.id in elsewhere:
+            yield from reached(*elsewhere[node.id], seen)
 
 
 @pytest.mark.parametrize("lesson", [name for name in LESSONS if name not in SYSCTLS])
 def test_no_other_judge_asks_for_a_kernel_setting(lesson: str) -> None:
     """For the notebooks their runs say it."""
-    for module in modules_of(LESSONS[lesson].module.__name__):
-        source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-        words = {
-            word
-            for node in ast.walk(ast.parse(source))
-            for word in (getattr(node, "attr", None), getattr(node, "arg", None), getattr(node, "value", None))
-            if isinstance(word, str)
-        }
-        assert not words & {"sysctl", "sysctls", "fast_open"}, f"{module}: {lesson} belongs into SYSCTLS"
+    for statement in reached(LESSONS[lesson].module.__name__):
+        words = {getattr(node, kind, None) for node in ast.walk(statement) for kind in ("attr", "arg")}
+        texts = {node.value for node in ast.walk(statement) if isinstance(node, ast.Constant)}
+        found = {"sysctl", "fast_open"} & words | {"sysctls"} & texts
+        assert not found, f"{lesson} belongs into SYSCTLS: {found} in\n{ast.unparse(statement)}"
 
 
 @EACH_LANE
