@@ -15,6 +15,7 @@ FLOORS = [
     "errors",
     "lazy",
     "waiting",
+    "child",
     "recordable",
     "network",
     "loopback",

@@ -373,7 +373,3 @@ def main() -> None:
             slack.write("1")
     gc.disable()  # a pause here would be a latency there; what there is to collect ends with the program
     json.dump(Generator(Task(**fields)).run(), sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -12,9 +11,10 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
+from labkit import child
 from labkit.errors import InvalidValue, NotReady
 from labkit.network.host import Host
-from labkit.network.link import number
+from labkit.network.link import check_port, number
 from labkit.network.process import Completed
 from labkit.recordable import Recordable
 
@@ -212,7 +212,7 @@ def load(
     if not isinstance(new_connections, bool):
         raise InvalidValue(f"new_connections={new_connections!r}: True or False")
     asked: dict[str, Any] = {
-        "port": whole("port", port, 1, 65535),
+        "port": check_port(port),
         "clients": whole("clients", clients, 1, MOST_CLIENTS),
         "seconds": number("seconds", seconds, 0.01, 3600),
         "rate": None if rate is None else number("rate", rate, 0.1, 1e6, unit="requests a second, None for no rate"),
@@ -241,9 +241,8 @@ def load(
 
 def _generate(host: Host, task: Mapping[str, Any], deadline_s: float) -> dict[str, Any]:
     """Run the generator on a host. However this ends, so has the program."""
-    words = [sys.executable, "-P", "-m", "labkit.load.generator"]
     deadline = time.monotonic() + deadline_s
-    with host.start(words, stdin=json.dumps(task).encode()) as program:
+    with host.start(child.command("labkit.load.generator"), stdin=json.dumps(task).encode()) as program:
         while program.returncode is None:
             try:
                 program.wait(LOOK_S)

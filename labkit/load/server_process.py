@@ -25,9 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from labkit import child
 from labkit.errors import InvalidValue, LabClosed, LabError, NameTaken, NotReady
 from labkit.load.workers import call_this_thread, name_threads
 from labkit.network.host import Host
+from labkit.network.link import check_port
 from labkit.network.process import Program
 from labkit.queues.diag import LISTEN, NETLINK_SOCK_DIAG, ask, request
 from labkit.queues.run_queue import ThreadTimes, threads_of, tree
@@ -59,8 +61,7 @@ class ServerProcess:
     def __init__(self, host: Host, port: int, function: Callable[..., object], *args: Any, listeners: int = 1) -> None:
         import cloudpickle
 
-        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-            raise InvalidValue(f"port {port!r}: a number from 1 to 65535")
+        check_port(port)
         if not callable(function):
             raise InvalidValue(f"function={function!r}: give a function that takes the address it shall listen on")
         try:
@@ -79,9 +80,7 @@ class ServerProcess:
         if listening(host, port):
             raise NameTaken(f"port {port}/tcp on {host.name} is taken: close what listens there, or use another port")
         try:
-            self._program = host.start(
-                [sys.executable, "-c", "from labkit.load.server_process import main; main()"], stdin=parcel
-            )
+            self._program = host.start(child.command("labkit.load.server_process"), stdin=parcel)
             self._wait_until_it_listens(listeners)
             self.pid = self._find_pid()
         except BaseException:

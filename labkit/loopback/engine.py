@@ -8,12 +8,12 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit import child
 from labkit.errors import LabClosed, NotAvailableHere, NotReady
 from labkit.loopback import sockets
 from labkit.loopback.bindings import Bindings, RelayClient
@@ -23,9 +23,6 @@ from labkit.network.engine import Address, Engine, Running
 from labkit.network.link import Rule
 from labkit.network.ring import RingFrame
 from labkit.network.tiers import LOOPBACK
-
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from labkit.loopback.relay import main; main()"
 
 
 class Loopback(Engine):
@@ -45,13 +42,8 @@ class Loopback(Engine):
         self._token = secrets.token_hex(16)
         self._pid = os.getpid()
         self.relay = RelayClient(self._token)
-        self._relay = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _BOOT, str(_PACKAGE_ROOT), str(directory), str(seed)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,  # a notebook's interrupt goes to its whole process group
-        )
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self._relay = child.start("labkit.loopback.relay", directory, seed, **pipes)
         self._life: Any = None
         network_sockets.install(sockets.LAYER)
         try:
@@ -139,11 +131,7 @@ class Loopback(Engine):
             return
         if self._life is None:
             self._relay.terminate()
-        try:
-            self._relay.wait(10)
-        except subprocess.TimeoutExpired:
-            self._relay.kill()
-            self._relay.wait()
+        child.end(self._relay)
         shutil.rmtree(self.directory, ignore_errors=True)  # there only where the relay was killed
 
 

@@ -367,7 +367,3 @@ def helper_main(control: socket.socket, wire_control: socket.socket, notebook: i
     helper = Helper(control, directory, wire_pid)
     rpc.send(control, {"pid": int(os.readlink("/proc/self")), "refused": refused})
     helper.run(notebook, wakeup)
-
-
-if __name__ == "__main__":
-    main()

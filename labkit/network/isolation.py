@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shutil
 import signal
 import socket
@@ -14,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit import child
 from labkit.errors import LabClosed, LabUnavailable, NotReady
 from labkit.network import rpc
 from labkit.network.engine import Address, Engine
@@ -23,8 +23,6 @@ from labkit.network.tiers import FIXED, KERNEL
 
 START_TIMEOUT_S = 20.0
 CAPTURE_BYTES = 32 << 20  # some 20,000 frames: at 20,000 packets a second (each twice) half a second without a look
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from labkit.network.helper import main; main()"
 
 
 class Isolation(Engine):
@@ -149,17 +147,7 @@ class Isolation(Engine):
             self._guardian.stderr.close()
         if not ours:
             return
-        # Not guardian.wait(timeout): it polls, up to 50 ms late.
-        with contextlib.suppress(ProcessLookupError):  # somebody has waited for it already
-            descriptor = os.pidfd_open(self._guardian.pid)
-            try:
-                poll = select.poll()
-                poll.register(descriptor, select.POLLIN)
-                if not poll.poll(10_000):
-                    self._guardian.kill()
-            finally:
-                os.close(descriptor)
-        self._guardian.wait()
+        child.end(self._guardian)
         shutil.rmtree(self.directory, ignore_errors=True)  # there only where the guardian was killed
 
 
@@ -211,14 +199,15 @@ def _start_helper(
     notebook = os.pidfd_open(os.getpid())
     try:
         passed = (theirs.fileno(), wire_theirs.fileno(), notebook)
-        words = [str(_PACKAGE_ROOT), *map(str, passed), str(directory), str(seed), "fixed" if fixed_sysctls else "free"]
-        guardian = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _BOOT, *words],
+        words = (directory, seed, "fixed" if fixed_sysctls else "free")
+        guardian = child.start(
+            "labkit.network.helper",
+            *passed,
+            *words,
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # a notebook's interrupt goes to its whole process group
         )
     except BaseException:
         control.close()

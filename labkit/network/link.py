@@ -17,6 +17,14 @@ def number(name: str, value: object, low: float, high: float = math.inf, *, unit
     return float(value)
 
 
+def check_port(port: object, low: int = 1) -> int:
+    """A port, or InvalidValue that quotes it. `low` is 0 where the kernel may choose."""
+    if isinstance(port, bool) or not isinstance(port, int) or not low <= port <= 65535:
+        bounds = "from 1 to 65535" if low else "from 0 (a free one) to 65535"
+        raise InvalidValue(f"port {port!r}: give a whole number {bounds}")
+    return port
+
+
 @dataclass(frozen=True)
 class Link:
     """The link between a host and the switch in the middle. The RTT of two hosts is the sum of their links' RTTs.
@@ -110,7 +118,7 @@ class Rule:
         if self.count is not None:
             number("count", self.count, 1)
         if self.port is not None:
-            number("port", self.port, 1, 65535)
+            check_port(self.port)
 
     def as_message(self) -> dict[str, Any]:
         """The rule as JSON values for the wire process; flags as a bit mask."""

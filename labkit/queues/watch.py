@@ -6,21 +6,18 @@ import contextlib
 import json
 import socket
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-from labkit.errors import InvalidValue, LabClosed, NotReady
+from labkit import child
+from labkit.errors import LabClosed, NotReady
 from labkit.network.host import Host
-from labkit.network.link import number
+from labkit.network.link import check_port, number
 from labkit.queues.diag import NETLINK_SOCK_DIAG
 from labkit.queues.history import History, build
 
 END_S = 10.0
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from labkit.queues.sampler import main; main()"
 
 
 class Watch:
@@ -42,8 +39,7 @@ class Watch:
     """
 
     def __init__(self, host: Host, port: int, *, every_us: float = 1000, connections: bool = False) -> None:
-        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-            raise InvalidValue(f"port {port!r}: that of a server, from 1 to 65535")
+        check_port(port)
         number("every_us", every_us, 100, 10_000_000, unit="microseconds")
         self.host, self.port = host, port
         self.closed = False
@@ -54,13 +50,12 @@ class Watch:
         netlink = host.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
         with netlink:
             self._before = host.counters
-            about = [str(port), str(round(every_us)), "connections" if connections else "listeners"]
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOT, str(_PACKAGE_ROOT), str(netlink.fileno()), *about],
+            self._process = child.start(
+                "labkit.queues.sampler",
+                *(netlink.fileno(), port, round(every_us), "connections" if connections else "listeners"),
                 pass_fds=[netlink.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                start_new_session=True,  # a notebook's interrupt goes to its whole process group
             )
         try:
             self._reader = threading.Thread(target=self._read, name=f"labkit-watch-{port}", daemon=True)
@@ -115,11 +110,7 @@ class Watch:
             assert self._process.stdout is not None
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-            try:
-                self._process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            child.end(self._process, END_S)
             if self._reader.ident is not None:
                 self._reader.join(END_S)
             self._process.stdout.close()

@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from labkit.errors import InvalidValue, NameTaken
+from labkit.errors import NameTaken
+from labkit.network.link import check_port
 from labkit.servers.hosts import HostLike
 from labkit.servers.log import Log
 
@@ -44,7 +45,7 @@ class Server:
         self, host: HostLike, port: int, *, scheme: str, protocol: str = "tcp", name: str | None = None
     ) -> None:
         self.host = host
-        self.port = _check_port(port)
+        self.port = check_port(port, 0)
         self.protocol = protocol
         self.scheme = scheme
         self.log = Log()
@@ -134,9 +135,3 @@ def join_all(threads: Iterable[threading.Thread], deadline_s: float, owner: Serv
             RuntimeWarning,
             stacklevel=4,
         )
-
-
-def _check_port(port: object) -> int:
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
-        raise InvalidValue(f"port {port!r}: a number from 0 (a free one) to 65535")
-    return port

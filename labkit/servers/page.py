@@ -35,6 +35,7 @@ from typing import Any
 import h11
 
 from labkit.errors import InvalidValue, LabError
+from labkit.network.link import check_port
 from labkit.servers.admission import TOKEN, Admission, Refused, Requests
 from labkit.servers.background import Server
 from labkit.servers.hosts import HostLike
@@ -83,8 +84,7 @@ class Page(ThreadedServer):
             port, tls, server = server.port, server.scheme == "https", server.host
         elif not hasattr(server, "fqdn"):
             raise InvalidValue(f"page of {server!r}: give a server of the lab, or a host and a port: lab.server, 8000")
-        if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-            raise InvalidValue(f"port {port!r}: where on {server.fqdn} the server listens, from 1 to 65535")
+        port = check_port(port)
         if not isinstance(path, str) or not path.startswith("/") or "#" in path:
             raise InvalidValue(f"path {path!r}: from the first slash on and without a fragment, '/chat?room=1'")
         check_request("GET", path)

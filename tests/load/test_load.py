@@ -334,7 +334,7 @@ def test_other_answers_than_2xx_are_counted_apart(lab: Lab, serve: Serve) -> Non
         ({"requests": b""}, r"b''"),
         ({"requests": [b"GET /"]}, r"b'GET /' among them; give bytes"),
         ({"requests": [(DEFAULT, 0)]}, r"weight of b'GET / .*=0"),
-        ({"port": 0}, r"port=0: give a whole number from 1 to 65535"),
+        ({"port": 0}, r"port 0: give a whole number from 1 to 65535"),
         ({"target": "server"}, r"target='server': give a host"),
         ({"target": None}, r"target=None: give a host"),
         ({"host": "client"}, r"host='client': give a host"),
