@@ -9,7 +9,7 @@ from typing import Any
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.judging import the_request
 from labkit.errors import MeasurementFailed
-from labkit.handshakes import VARIANTS, Measurement, Variant, measure, measure_once
+from labkit.handshakes import VARIANTS, Measurement, Race, Variant, measure, measure_once
 from labkit.handshakes.phases import Timeline
 from labkit.lab import Lab
 from labkit.recorded import recall
@@ -18,6 +18,33 @@ TEXT = Text(__file__)
 
 RTT_MS = 10
 NAMES = {each.name: each for each in VARIANTS}
+IN_THEORY = sum(each.theory_rtts for each in VARIANTS)
+
+
+def all_rtts(results: Race) -> int:
+    """Whole round trips of all variants together. A machine that is held up can only add to them."""
+    return sum(result.whole_rtts for result in results)
+
+
+def proof_of(result: Measurement) -> tuple[str, str, str, str]:
+    """What a variant's packets prove, in words.
+
+    Args:
+        result: its measurement.
+
+    Returns:
+        whether the SYN-ACK acknowledged data of the SYN, whether a certificate was sent, under which keys the request
+        travelled, and whether the response left before the client's Finished had arrived.
+    """
+    proof = result.proof
+    taken = 0 < proof["syn_payload_bytes"] == proof["syn_payload_acknowledged"]
+    return (
+        "acknowledged" if taken else "-",
+        "sent" if proof["certificate_sent"] else "-",
+        proof["request_level"] or "-",
+        "yes" if proof["answered_before_finished"] else "-",
+    )
+
 
 # Exercise 1
 
@@ -40,7 +67,7 @@ def _requests() -> Iterator[tuple[str, Timeline]]:
         for name in ("tcp", "tls1.2", "tfo+tls1.3", "quic-0rtt"):
             yield name, measure(lab, name, runs=1).runs[-1].timeline
         if not lab.can("kernel"):
-            _, lossy = recall("https.race/lost SYN-ACK", tier=lab.tier)  # the notebook's
+            _, lossy = recall("https.race/lost_syn_ack", tier=lab.tier)  # the notebook's
             yield "tls1.3 with a lost SYN-ACK", the_request(lossy, port=443)
             return
         # So far away that the SYN and the SYN-ACK, each sent again after a second, never leave at the same moment.
