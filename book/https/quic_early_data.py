@@ -6,21 +6,24 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from aioquic.h3.connection import H3_ALPN
+from aioquic._buffer import Buffer
+from aioquic.h3.connection import H3_ALPN, H3Connection
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, QuicEvent
+from aioquic.quic.packet import QuicTransportParameters, pull_quic_transport_parameters
 from aioquic.tls import SessionTicket
 
 from book import Blank, HiddenTrace, Text, Wrong
-from labkit.capture.capture import Capture
-from labkit.capture.messages import Dissected, Message
+from book.https.reading import messages_of, opened
+from labkit.capture.captured import Captured
+from labkit.capture.messages import Message
 from labkit.errors import MeasurementFailed
 from labkit.handshakes import QuicClient, measure_once
-from labkit.handshakes.phases import begins, connections, steps
+from labkit.handshakes.phases import steps
 from labkit.lab import Lab
 from labkit.servers import Handler, Http3Server, Request, Response
 from labkit.servers.hosts import HostLike
@@ -32,6 +35,7 @@ INITIAL_RTT_S = 0.333  # RFC 9002, section 6.2.2; aioquic's own is shorter
 WAIT_S = 6.0
 MEET_S = 1.0
 IDLE_S = 10.0
+TRANSPORT_PARAMETERS = 0x39  # type of the extension (RFC 9001, section 8.2)
 
 
 def configuration(server: Http3Server, log: TextIO, ticket: SessionTicket | None = None) -> QuicConfiguration:
@@ -93,9 +97,27 @@ def converse(quic: QuicConnection, sock: socket.socket, sent: list[bytes]) -> It
         yield events
 
 
-def last_connection(capture: Capture) -> list[Dissected]:
-    """The packets of the last connection that begins in a capture; an earlier one may still have sent something."""
-    return [group for group in connections(capture.messages) if begins(group[0])][-1]
+def hand_over(quic: QuicConnection, http: H3Connection, method: str, path: str, body: bytes) -> int:
+    """Give a connection a request to send, as soon as it can. Returns its stream."""
+    fields = {":method": method, ":scheme": "https", ":authority": "server.lab", ":path": path}
+    stream = quic.get_next_available_stream_id()
+    http.send_headers(stream, [(name.encode(), value.encode()) for name, value in fields.items()], end_stream=not body)
+    if body:
+        http.send_data(stream, body, end_stream=True)
+    return stream
+
+
+def say_goodbye(quic: QuicConnection, sock: socket.socket) -> None:
+    """Close a connection, and tell the server."""
+    quic.close()
+    for datagram, address in quic.datagrams_to_send(now=time.monotonic()):
+        sock.sendto(datagram, address)
+
+
+def transport_parameters(ticket: SessionTicket) -> QuicTransportParameters:
+    """Those of the server that a client remembers with its ticket (RFC 9000, section 7.4.1)."""
+    extensions = dict(ticket.other_extensions)
+    return pull_quic_transport_parameters(Buffer(data=extensions[TRANSPORT_PARAMETERS]))
 
 
 def request_stream(message: Message) -> bool:
@@ -103,21 +125,32 @@ def request_stream(message: Message) -> bool:
     return message.stream is not None and message.stream % 4 == 0
 
 
-def round_trips(packets: Sequence[Dissected]) -> tuple[int, int]:
+def keys_of_requests(capture: Captured) -> list[str]:
+    """Under which keys the client of the last connection sent its request, each copy."""
+    return [message.level for packet, message in messages_of(capture) if packet.from_client and request_stream(message)]
+
+
+def first_and_last(capture: Captured) -> tuple[int, int]:
     """Whole round trips to the first and to the last byte of a response, whatever stream it came on.
 
     Args:
-        packets: those of one connection, captured on the wire.
+        capture: the last connection in it counts.
 
     Returns:
         both, counted by cause and effect (see ``labkit.handshakes.phases.steps``).
     """
+    packets = opened(capture)
     found = [
         step // 2
         for packet, step in zip(packets, steps(packets), strict=True)
         if not packet.from_client and any(request_stream(m) for m in packet.messages)
     ]
     return found[0], found[-1]
+
+
+def rtts_and_copies(capture: Captured) -> tuple[int, int]:
+    """What a busy machine can only make more: round trips to the first byte, and how often the request was sent."""
+    return first_and_last(capture)[0], len(keys_of_requests(capture))
 
 
 # Exercise 1: the request in the first datagram.
@@ -310,7 +343,7 @@ def _replayed_elsewhere(take: Callable[..., Any]) -> int:
         client.fetch("/ticket")
         with lab.capture() as capture:
             client.fetch("/buy", "POST")
-        datagram = last_connection(capture)[0]
+        datagram = opened(capture)[0]
         with lab.client, socket.socket(type=socket.SOCK_DGRAM) as attacker:
             attacker.settimeout(WAIT_S)
             attacker.sendto(datagram.transit.data[-datagram.payload :], (lab.server.ip, second.port))
