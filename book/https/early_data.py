@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from book import Blank, HiddenTrace, Text, Wrong
+from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.https.reading import messages_of, opened, timeline_of
 from labkit.capture.captured import Captured
-from labkit.errors import InvalidValue
+from labkit.errors import InvalidValue, MeasurementFailed
 from labkit.handshakes import EarlyDataClient, measure_once
-from labkit.handshakes.phases import begins, connections, timeline
+from labkit.handshakes.phases import evidence, steps
 from labkit.lab import Lab
 from labkit.servers import EarlyDataServer, HttpServer, Request, Response, Server
 
@@ -18,6 +20,80 @@ TEXT = Text(__file__)
 
 RTT_MS = 10
 PATIENCE_S = 3.0
+KEYS = {
+    "": "in the clear",
+    "early": "early keys",
+    "handshake": "handshake keys",
+    "application": "application keys",
+}
+
+
+def said_by(sender: str, capture: Captured, last: str) -> Iterator[tuple[str, str]]:
+    """What one side says on the connection that was opened last, in the order of sending.
+
+    Args:
+        sender: "client" or "server".
+        capture: of the connection.
+        last: the name of the message with which to end.
+
+    Yields:
+        the names of messages of TLS and HTTP, with the keys that protect them.
+    """
+    for packet, message in messages_of(capture):
+        if packet.from_client != (sender == "client"):
+            continue
+        if message.protocol in ("TLS", "HTTP") and message.name != "ChangeCipherSpec":
+            yield message.name, KEYS[message.level]
+        if message.name == last:
+            return
+
+
+def said_over_http(capture: Captured) -> list[tuple[int, str, str, str]]:
+    """Requests and responses of the connection: in which round trip, by whom, what, under which keys."""
+    packets = opened(capture)
+    return [
+        ((step + 1) // 2, "client" if packet.from_client else "server", message.name.strip(), KEYS[message.level])
+        for packet, step in zip(packets, steps(packets), strict=True)
+        for message in packet.messages
+        if message.protocol == "HTTP" and message.first == packet.index
+    ]
+
+
+def certificate_and_copies(capture: Captured) -> tuple[str, int]:
+    """Whether the server sent its certificate, "yes" or "no", and how often the client sent its GET."""
+    copies = sum(message.name.startswith("GET") for _, message in messages_of(capture))
+    return ("yes" if evidence(timeline_of(capture))["certificate_sent"] else "no"), copies
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a NewSessionTicket says (RFC 8446, section 4.6.1).
+
+    Attributes:
+        lifetime_s: seconds for which the client may use it.
+        size: bytes of the ticket itself, which the client brings back unread.
+        most_early_data: bytes of early data that the server takes at most.
+    """
+
+    lifetime_s: int
+    size: int
+    most_early_data: int
+
+
+def ticket_in(capture: Captured) -> Ticket:
+    """The first ticket of the connection that was opened last.
+
+    Raises:
+        MeasurementFailed: no connection was opened, or the server gave no ticket.
+    """
+    for _, message in messages_of(capture):
+        if message.name == "NewSessionTicket":
+            body = message.data[4:]  # behind type and length
+            nonce = body[8]
+            size = int.from_bytes(body[9 + nonce : 11 + nonce], "big")
+            extensions = body[13 + nonce + size :]  # one, early_data: type, length, number
+            return Ticket(int.from_bytes(body[:4], "big"), size, int.from_bytes(extensions[4:8], "big"))
+    raise MeasurementFailed("the server gave no ticket: look at the capture's ladder")
 
 
 def _raised(server: Server) -> None:
@@ -151,18 +227,18 @@ EXERCISES = (TOO_EARLY, ONCE)
 QUIZ = TEXT.quiz
 
 
+@recorded
+def trace(lab: Lab) -> Captured:
+    """What the hidden trace shows. What stands in one segment with what, and so the numbers, is the kernel's doing."""
+    return measure_once(lab, "tls1.3-0rtt").capture
+
+
 def hidden_trace(lab: Lab) -> HiddenTrace:
-    """A request in early data on this lab, with four blanks."""
-
-    def early() -> Captured:
-        return measure_once(lab, "tls1.3-0rtt").capture
-
-    # What stands in one segment with what, and so the sequence numbers, is the kernel's doing.
-    capture = lab.live_or_recorded("https.early_data/trace", early)
-    packets = [group for group in connections(capture.messages) if begins(group[0])][-1]
+    """A request in early data on this lab, or a recorded one, with four blanks."""
+    capture = trace(lab)
     return HiddenTrace(
         "https.early_data.trace",
-        timeline(packets).packets,
+        timeline_of(capture).packets,
         [
             Blank("GET /", "round trip", "the request does not wait for anything that TLS says"),
             Blank("HTTP/1.1 200", "seq", "add up what the server has sent before it, and its SYN"),
