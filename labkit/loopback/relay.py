@@ -34,6 +34,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from labkit.loopback.frames import (
@@ -199,18 +200,47 @@ class Tap:
         self.sock.close()
 
 
+class State(Enum):
+    """Of the relay's socket towards an end; STEPS has what may follow what."""
+
+    ABSENT = "the server's, until the client's ACK is there"
+    CONNECTING = "the server's, until the real listener has it"
+    HELD = "the client's, until its SYN is answered"
+    OPEN = "read from and written to"
+    GONE = "closed"
+
+
+# Anything else is a fault of the relay.
+STEPS = {
+    (State.ABSENT, State.CONNECTING),
+    (State.CONNECTING, State.OPEN),
+    (State.HELD, State.OPEN),
+    *((state, State.GONE) for state in State),
+}
+
+
+class Half(Enum):
+    """What an end says, or what it is told: bytes, then a FIN, which is passed on when the bytes are, then nothing."""
+
+    BYTES, FIN, OVER = range(3)
+
+
 class End:
     """One end of a connection: the endpoint of the lab, and the relay's socket towards it."""
 
     def __init__(self, endpoint: Endpoint, sock: socket.socket | None) -> None:
         self.endpoint, self.sock = endpoint, sock
-        self.connected = sock is not None
-        self.reading = False
+        self.state = State.HELD if sock else State.ABSENT
+        self.says = self.is_told = Half.BYTES
         self.next_seq = secrets.randbits(32)  # of what it sends
         self.expected_seq = 0  # of what arrives for it
         self.in_flight = 0  # bytes that it sent and the other end's socket has not taken
         self.pending = bytearray()  # bytes that have arrived and its socket has not taken
-        self.sent_fin = self.got_fin = self.shut = False
+
+    def become(self, state: State) -> None:
+        if (self.state, state) not in STEPS:
+            raise AssertionError(f"{self.endpoint} cannot become {state} from {self.state}")
+        self.state = state
 
 
 class Connection:
@@ -237,7 +267,7 @@ class Connection:
         flags, payload = frame[47], frame[TCP_START:]
         seq = int.from_bytes(frame[38:42], "big")
         if flags & RST:
-            if not client.reading:
+            if client.state is State.HELD:
                 self.request.answer({"errno": errno.ECONNREFUSED, "error": "refused"})
             self.drop(reset=True)
             return
@@ -248,17 +278,18 @@ class Connection:
             else:
                 self.emit(client, ACK)
                 self.request.answer({})
-                client.reading = True
+                if client.state is State.HELD:
+                    client.become(State.OPEN)
                 self.watch(client)
             return
-        if not server.connected and server.sock is None and not self.connect(server):
+        if server.state is State.ABSENT and not self.connect(server):
             return
         if (payload or flags & FIN) and seq == receiver.expected_seq % 2**32:
             receiver.expected_seq += len(payload)
             receiver.pending += payload
             if flags & FIN:
                 receiver.expected_seq += 1
-                receiver.got_fin = True
+                receiver.is_told = Half.FIN
             self.write(receiver)
 
     def answer_syn(self, server: End) -> None:
@@ -272,6 +303,7 @@ class Connection:
     def connect(self, server: End) -> bool:
         """The client's ACK is there: connect to the real listener, which holds the connection for accept(2)."""
         real_port = self.relay.listeners.get(server.endpoint, 0)
+        server.become(State.CONNECTING)
         server.sock = sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         without_delay(sock)
@@ -286,19 +318,19 @@ class Connection:
     def watch(self, end: End) -> None:
         if end.sock is None:
             return
-        hungry = end.reading and not end.sent_fin and end.in_flight < IN_FLIGHT_BYTES
-        full = not end.connected or bool(end.pending)
+        hungry = end.state is State.OPEN and end.says is Half.BYTES and end.in_flight < IN_FLIGHT_BYTES
+        full = end.state is State.CONNECTING or bool(end.pending)
         self.relay.watch(
             end.sock, (lambda: self.read(end)) if hungry else None, (lambda: self.writable(end)) if full else None
         )
 
     def writable(self, end: End) -> None:
         assert end.sock is not None
-        if not end.connected:
+        if end.state is State.CONNECTING:
             if end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 self.break_off(end)
                 return
-            end.connected = end.reading = True
+            end.become(State.OPEN)
         self.write(end)
 
     def read(self, end: End) -> None:
@@ -318,14 +350,14 @@ class Connection:
             end.next_seq += len(part)
             end.in_flight += len(part)
         if not data:
-            end.sent_fin = True
+            end.says = Half.OVER
             self.emit(end, FIN | ACK)
             end.next_seq += 1
         self.watch(end)
 
     def write(self, end: End) -> None:
         """Hand over what has arrived, as far as the socket takes it."""
-        if end.sock is None or not end.connected:
+        if end.sock is None or end.state is State.CONNECTING:
             return
         other = self.ends[1] if end is self.ends[0] else self.ends[0]
         try:
@@ -338,11 +370,11 @@ class Connection:
         except OSError:
             self.break_off(end)
             return
-        if end.got_fin and not end.pending and not end.shut:
-            end.shut = True
+        if end.is_told is Half.FIN and not end.pending:
+            end.is_told = Half.OVER
             with contextlib.suppress(OSError):  # reset meanwhile: reading will tell
                 end.sock.shutdown(socket.SHUT_WR)
-        if end.shut and other.shut:
+        if end.is_told is other.is_told is Half.OVER:
             self.drop()
             return
         self.watch(end)
@@ -354,7 +386,7 @@ class Connection:
             self.relay.unwatch(end.sock)
             end.sock.close()
             end.sock = None
-            end.connected = True  # and gone: it will not be connected again
+        end.become(State.GONE)
         self.emit(end, RST | ACK)
 
     def drop(self, *, reset: bool = False) -> None:
@@ -368,6 +400,7 @@ class Connection:
                 self.relay.unwatch(end.sock)
                 end.sock.close()
                 end.sock = None
+            end.become(State.GONE)
 
 
 class Relay(Wire):
