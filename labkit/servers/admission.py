@@ -69,27 +69,21 @@ class Admission:
         target, host = request.target.decode("ascii"), given.get("host", "").lower()
         if not target.startswith("/"):
             raise Refused(400, f"{request.method.decode('ascii')} {target}: this is no proxy, ask for a path")
-        if given.get("origin", f"//{host}").lower().rpartition("//")[2] != host:
-            raise Refused(403, f"a page of {given['origin']} asked, which is another site than {host}")
-        same_site = given.get("sec-fetch-site", "none") in ("none", "same-origin")
-        if not same_site and given.get("sec-fetch-mode") != "navigate":
-            raise Refused(403, "a page of another site asked, says the browser (Sec-Fetch-Site)")
-
+        _refuse_other_sites(given, host)
         local = host in (f"127.0.0.1:{self._port}", f"localhost:{self._port}")
         path, _, query = target.partition("?")
-        parameters = [part.partition("=") for part in query.split("&")]
-        # Jupyter leaves its own token in the URL when it hands a request on.
-        private = (TOKEN,) if local else (TOKEN, "token")
-        query = "&".join("".join(part) for part in parameters if part[0] not in private)
-        query = f"?{query}" if query else ""
-        if any(name == TOKEN and _same(value, self.secret) for name, _, value in parameters):
+        query, brought = _without_secrets(query, local)
+        if any(_same(value, self.secret) for value in brought):
             raise self._admitted(path, query, host, "/" if local else self._prefix(host, given))
         cookies = [pair.strip() for pair in given.get("cookie", "").split(";")]
         if not any(_same(cookie, f"{self._cookie}={self._stamp(host)}") for cookie in cookies):
             raise Refused(
                 403, "open this page by its link in the notebook: run the cell again, and click what it shows"
             )
+        return h11.Request(method=request.method, target=path + query, headers=self._for_server(request, cookies))
 
+    def _for_server(self, request: h11.Request, cookies: list[str]) -> list[tuple[bytes, bytes]]:
+        """The headers that go onto the wire."""
         own = "; ".join(cookie for cookie in cookies if not PRIVATE_COOKIES.match(cookie))
         changed = {"host": self._origin.rpartition("//")[2], "origin": self._origin, "cookie": own}
         headers = []
@@ -101,7 +95,7 @@ class Admission:
             unknown = name == "upgrade" and value.lower() != "websocket"
             if value and not (PRIVATE_HEADERS.fullmatch(name) or for_jupyter or unknown):
                 headers.append((raw_name, value.encode("latin-1")))
-        return h11.Request(method=request.method, target=path + query, headers=headers)
+        return headers
 
     def _admitted(self, path: str, query: str, host: str, prefix: str) -> Refused:
         """The answer to the secret: the same place with a cookie, so that the secret stays in no history."""
@@ -167,6 +161,23 @@ class Requests:
         except h11.RemoteProtocolError as exc:
             raise Refused(exc.error_status_hint, f"this is no HTTP/1.1: {exc}") from exc
         return b"".join(sent)
+
+
+def _refuse_other_sites(given: Mapping[str, str], host: str) -> None:
+    if given.get("origin", f"//{host}").lower().rpartition("//")[2] != host:
+        raise Refused(403, f"a page of {given['origin']} asked, which is another site than {host}")
+    same_site = given.get("sec-fetch-site", "none") in ("none", "same-origin")
+    if not same_site and given.get("sec-fetch-mode") != "navigate":
+        raise Refused(403, "a page of another site asked, says the browser (Sec-Fetch-Site)")
+
+
+def _without_secrets(query: str, local: bool) -> tuple[str, list[str]]:
+    """The query as the server gets it, with its question mark, and the secrets that stood in it."""
+    parameters = [part.partition("=") for part in query.split("&")]
+    # Jupyter leaves its own token in the URL when it hands a request on.
+    private = (TOKEN,) if local else (TOKEN, "token")
+    kept = "&".join("".join(part) for part in parameters if part[0] not in private)
+    return f"?{kept}" if kept else "", [value for name, _, value in parameters if name == TOKEN]
 
 
 def _same(given: str, expected: str) -> bool:
