@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
+from book.https.reading import opened, round_trips, timeline_of
 from book.learn.grading import describe
 from book.learn.judging import least, watch_nodelay
 from labkit.capture.captured import Captured
@@ -29,6 +30,40 @@ WAIT_S = 6.0
 PORT = 8443
 REQUEST = b"GET / HTTP/1.1\r\nHost: server.lab\r\nConnection: close\r\n\r\n"
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\n"
+
+
+def in_words(capture: Captured) -> str:
+    """What a connection's packets say, in words: data in the SYN, whether the server took it, round trips."""
+    proof, total = evidence(timeline_of(capture)), round_trips(capture)
+    if not proof["syn_payload_bytes"]:
+        return f"no data in the SYN, {total} round trips"
+    taken = "acknowledged" if proof["syn_payload_acknowledged"] == proof["syn_payload_bytes"] else "not acknowledged"
+    return f"ClientHello in the SYN, {taken} by the SYN-ACK, {total} round trips"
+
+
+def cookies(capture: Captured) -> list[bytes]:
+    """The Fast Open cookies that packets carry, in their order; an empty one is a request for a cookie."""
+    headers = [packet.headers.tcp for packet in opened(capture)]
+    return [header.cookie for header in headers if header is not None and header.cookie is not None]
+
+
+def syns(capture: Captured) -> list[Dissected]:
+    """The client's SYNs of the connection that was opened last."""
+    return [packet for packet in opened(capture) if packet.from_client and "SYN" in packet.flags]
+
+
+def waited_s(capture: Captured) -> float:
+    """Seconds from the client's first SYN to the second one."""
+    sent, again = syns(capture)
+    return (again.transit.time_ns - sent.transit.time_ns) / 1e9
+
+
+def hello_in_syn(capture: Captured) -> tuple[str, str, str]:
+    """How a ClientHello rode in the SYN, in words: its key shares, bytes in the SYN, whether all of it was there."""
+    line = timeline_of(capture)
+    message = next(message for message in line.packets[0].messages if message.name == "ClientHello")
+    size = "1420" if evidence(line)["syn_payload_bytes"] == 1420 else "below 1420"
+    return ", ".join(message.hello.key_shares), size, "whole" if message.last == message.first else "the first part"
 
 
 def _last(capture: Captured) -> list[Dissected]:
@@ -237,11 +272,11 @@ def _recorded_situations(lab: Lab) -> Iterator[tuple[str, str, Seen]]:
     first, *_, last = (group for group in connections(measure(lab, "tfo").capture.messages) if begins(group[0]))
     yield "a first connection, which fetches the cookie", "no data", _seen(first)
     yield "a cookie that the server takes", "accepted", _seen(last)
-    hello = recall("https.tfo/40 ms, default share, 0-RTT False, dropped False", tier=lab.tier)
+    hello = recall("https.tfo/with_fast_open, 40, post-quantum, False, False", tier=lab.tier)
     yield "a request longer than the SYN can hold, of which the server takes that part", "accepted", _seen(_last(hello))
-    turned_off = recall("https.tfo/turned off", tier=lab.tier)
+    turned_off = recall("https.tfo/turned_off", tier=lab.tier)
     yield "a server that does not take data in a SYN any more", "refused", _seen(_last(turned_off))
-    dropped, _ = recall("https.tfo/dropped", tier=lab.tier)
+    dropped, _ = recall("https.tfo/behind_a_middlebox", tier=lab.tier)
     yield "a middlebox that drops SYNs with data", "lost", _seen(_last(dropped[0]))
 
 
