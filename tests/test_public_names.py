@@ -51,6 +51,17 @@ def test_every_public_name_is_there(package: str) -> None:
     assert set(names) <= set(dir(module))
 
 
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "labkit"])
+def test_a_public_name_is_no_module_whatever_was_imported(package: str) -> None:
+    source = (
+        f"import importlib, inspect, pkgutil, {package} as package\n"
+        "for info in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "    if not info.name.endswith('__main__'): importlib.import_module(info.name)\n"
+        "print([name for name in package.__all__ if inspect.ismodule(getattr(package, name))])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", source], text=True) == "[]\n"
+
+
 def test_the_front_door_is_complete() -> None:
     """Every error is to be caught by its name, and what the type checker sees is what there is."""
     assert {name for name, value in vars(errors).items() if inspect.isclass(value)} <= set(labkit.__all__)

@@ -15,9 +15,6 @@ LESSONS = [section for section in contents().written if not section.reference]
 HEAVY = {"matplotlib", "numpy", "PIL", "ipywidgets", "IPython", "markdown_it", "nbformat", "scapy", "httpx", "aioquic"}
 # What a section is about, and its judge speaks.
 ITS_OWN = {"https.quic": {"aioquic"}, "https.quic_early_data": {"aioquic"}}
-# Pictures that still stand in the module of the judges.
-WITH_PICTURES = {"execution.one_thread", "execution.roles", "execution.threads"}
-OF_PICTURES = {"matplotlib", "numpy", "PIL"}
 SOURCE = """
 import importlib, json, sys
 import book.learn.judge
@@ -30,5 +27,5 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 def test_a_judge_loads_nothing_that_it_does_not_need(section: Section) -> None:
     command = [sys.executable, "-c", SOURCE, section.module.__name__]
     loaded = set(json.loads(subprocess.check_output(command, text=True)))
-    allowed = ITS_OWN.get(section.id, set()) | (OF_PICTURES if section.id in WITH_PICTURES else set())
-    assert loaded & HEAVY <= allowed, f"{section.module.__name__} loads it; python -X importtime says by which module"
+    unneeded = loaded & HEAVY - ITS_OWN.get(section.id, set())
+    assert not unneeded, f"{section.module.__name__} loads {unneeded}; python -X importtime says by which module"
