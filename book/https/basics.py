@@ -62,6 +62,11 @@ def cost_of_size(rtt_ms: float) -> Callable[[Captured], tuple[int, int]]:
     return lambda capture: (to_last_byte(capture), segments(capture, rtt_ms)[1])
 
 
+def requests(capture: Captured) -> list[Dissected]:
+    """What the client sent with data: the one request of a capture, and its copies."""
+    return [packet for packet in capture.messages if packet.from_client and packet.payload]
+
+
 def _opened(capture: Captured) -> list[list[Dissected]]:
     """The connections of a capture, those of before left out."""
     return [group for group in connections(capture.messages) if begins(group[0])]

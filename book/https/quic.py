@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import trustme
@@ -43,6 +44,36 @@ def unprovoked_bytes(packets: Sequence[Dissected]) -> tuple[int, int]:
     heard = [p for p in first if (p.transit.received_ns or 0) <= begun_ns]
     later_ns = min((p.transit.received_ns or 0 for p in first if p not in heard), default=2**63)
     return sum(p.payload for p in heard), sum(p.payload for p in answers if p.transit.time_ns < later_ns)
+
+
+def first_flight_bytes(packets: Sequence[Dissected]) -> int:
+    """Bytes of the server's datagrams from ServerHello to Finished, in one go or not."""
+    size = 0
+    for packet in packets:
+        if not packet.from_client:
+            size += packet.payload
+            if any(message.name == "Finished" for message in packet.messages):
+                return size
+    return size
+
+
+@cache  # RSA keys take a while to make
+def leaf(root: trustme.CA, key: str, intermediates: int) -> trustme.LeafCert:
+    """A server's certificate.
+
+    Args:
+        root: the authority that the chain begins with.
+        key: of every certificate below it, "RSA" or "ECDSA".
+        intermediates: between the root and the server's certificate.
+    """
+    return _authority(root, key, intermediates).issue_cert("server.lab", key_type=trustme.KeyType[key])
+
+
+@cache
+def _authority(root: trustme.CA, key: str, depth: int) -> trustme.CA:
+    if depth == 0:
+        return root
+    return _authority(root, key, depth - 1).create_child_ca(key_type=trustme.KeyType[key])
 
 
 def handshake_bytes(line: Timeline) -> int:

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
+from book.https.reading import messages_of
 from book.learn.judging import least, serving, watch_nodelay
+from labkit.capture.captured import Captured
+from labkit.capture.messages import Dissected
+from labkit.capture.tls_session import Hello
 from labkit.errors import MeasurementFailed
 from labkit.handshakes import measure_once
 from labkit.handshakes.phases import Timeline, begins, connections, evidence, timeline
@@ -20,6 +24,22 @@ TEXT = Text(__file__)
 # Long enough that the pause of a busy machine seldom looks like a round trip.
 RTT_MS = 40
 WAIT_S = 5.0
+
+
+def hellos(capture: Captured) -> list[Dissected]:
+    """The packets with a ClientHello: its copies where one was lost."""
+    return [packet for packet in capture.messages if any(m.name == "ClientHello" for m in packet.messages)]
+
+
+def hello(capture: Captured, name: str) -> Hello:
+    """What stands in the hello of this name, "ClientHello" or "ServerHello"."""
+    return next(message for _, message in messages_of(capture) if message.name == name).hello
+
+
+def protection(capture: Captured, name: str) -> str:
+    """Of the first message of this name: "encrypted", "in the clear", or "-" where there is none."""
+    levels = [message.level for _, message in messages_of(capture) if message.name == name]
+    return "-" if not levels else "encrypted" if levels[0] else "in the clear"
 
 
 # Exercise 1

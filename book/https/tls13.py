@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from book import Blank, HiddenTrace, Text, Wrong
+from book.https.reading import messages_of
 from book.learn.judging import least, serving, the_request, watch_nodelay
-from labkit.capture.capture import Capture
+from labkit.capture.captured import Captured
+from labkit.capture.messages import Dissected
 from labkit.handshakes import measure_once
 from labkit.handshakes.phases import Timeline
 from labkit.lab import Lab
@@ -19,6 +21,8 @@ TEXT = Text(__file__)
 REQUEST = b"GET / HTTP/1.1\r\nHost: server.lab\r\n\r\n"
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi\n"
 PATIENCE_S = 3.0
+SEGMENT = 1448  # bytes of data in a full one, with time stamps
+RECORD_HEADER = 5  # bytes of a TLS record's
 # Long enough that the pause of a busy machine between two writes does not look like a round trip.
 RTT_MS = 40.0
 
@@ -50,14 +54,36 @@ def client_hellos(line: Timeline) -> int:
     return len({m.first for p in line.packets if p.from_client for m in p.messages if m.name == "ClientHello"})
 
 
-def server_stream(capture: Capture, line: Timeline) -> bytes:
-    """All that the server sent over one connection, in order, as somebody between the two sees it."""
+def stream_of(packets: Sequence[Dissected], from_client: bool) -> bytes:
+    """All that one side sent over a TCP connection, in order, as somebody between the two sees it."""
     pieces: dict[int, bytes] = {}
-    for packet in line.packets:
+    for packet in packets:
         segment = packet.headers
-        if not packet.from_client and segment.payload and segment.tcp is not None:
+        if packet.from_client == from_client and segment.payload and segment.tcp is not None:
             pieces.setdefault(segment.tcp.seq, segment.payload)
     return b"".join(pieces.values())
+
+
+def server_says(capture: Captured, in_the_clear: bool) -> list[str]:
+    """Names of the server's handshake messages, in order and each once: those in the clear, or the others."""
+    names = [
+        message.name
+        for packet, message in messages_of(capture)
+        if not packet.from_client and message.protocol == "TLS" and "Alert" not in message.name
+        if (message.level == "") == in_the_clear
+    ]
+    return list(dict.fromkeys(names))
+
+
+def key_shares(capture: Captured, name: str) -> tuple[str, int]:
+    """What a hello says of key shares, and how many segments it needs.
+
+    Args:
+        capture: of one request.
+        name: "ClientHello" or "ServerHello".
+    """
+    message = next(message for _, message in messages_of(capture) if message.name == name)
+    return ", ".join(message.hello.key_shares), -(-(RECORD_HEADER + message.length) // SEGMENT)
 
 
 # Exercise 1: three round trips.
@@ -117,7 +143,7 @@ def _judge_readable(answer: Callable[[bytes], object]) -> str:
                 if not p.from_client and m.protocol == "TLS" and m.level == "" and m.last == p.index
                 if m.name != "ChangeCipherSpec"
             ]
-            _compare(version, answer(server_stream(capture, line)), clear)
+            _compare(version, answer(stream_of(line.packets, from_client=False)), clear)
     return "TLS 1.2 shows hello, certificate, key exchange and ticket; TLS 1.3 shows the hello."
 
 
