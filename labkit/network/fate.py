@@ -244,7 +244,8 @@ class Fate:
 
     def next_due_ns(self) -> int | None:
         """When the next frame is due, None for no frame."""
-        due = [path.queue[0][0] for path in self.paths.values() if path.queue]
-        if self.overtaking:
-            due.append(self.overtaking[0][0])
-        return min(due, default=None)
+        earliest = self.overtaking[0][0] if self.overtaking else None
+        for path in self.paths.values():  # a loop by hand: the wire asks after every look
+            if path.queue and (earliest is None or path.queue[0][0] < earliest):
+                earliest = path.queue[0][0]
+        return earliest
