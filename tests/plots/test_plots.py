@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from looking import boxes, look_at, overlaps, texts
 
+from book.https.gap import plot_gap
 from labkit import InvalidValue, Lab
 from labkit.capture.ladder import Ladder
 from labkit.handshakes import VARIANTS, Race, race, variant
-from labkit.plots import Picture, plot_gap, plot_ladder, plot_race
+from labkit.plots import Picture, plot_ladder, plot_race
 from labkit.servers import HttpServer
 
 
