@@ -150,19 +150,6 @@ def _judge_too_early(answer: Callable[..., Any]) -> str:
     return "Early purchases are sent back, reading may come early, and the proxy's word counts."
 
 
-_HANDLER = (
-    "from labkit.servers import Response\n\n\n"
-    "def handle(request, sold):\n"
-    "    early = {early}\n"
-    "    if {refused}:\n"
-    '        return Response.text("too early\\n", 425)\n'
-    '    if request.method == "GET":\n'
-    '        return Response.text("prices\\n")\n'
-    "    sold.append(request.target)\n"
-    '    return Response.text("sold\\n", 201)\n'
-)
-_EARLY = 'request.facts.get("early_data") or request.header("early-data") == "1"'
-
 TOO_EARLY = TEXT.exercise("too_early", _judge_too_early)
 
 
@@ -210,15 +197,6 @@ def _judge_once(answer: Callable[..., Any]) -> str:
             raise Wrong("a second order, for the same thing, was not sold: the same target is not the same order")
     return "One charge for each order, however often it comes, and the same receipt."
 
-
-_ONCE = (
-    "from labkit.servers import Response\n\n\n"
-    "def handle_order(request, answers, sell):\n"
-    "    order = {key}\n"
-    "    if order not in answers:\n"
-    "        answers[order] = Response.text(sell(request.body), 201)\n"
-    "{otherwise}    return answers[order]\n"
-)
 
 ONCE = TEXT.exercise("once", _judge_once)
 

@@ -118,27 +118,6 @@ def _judge_open_initial(open_initial: Callable[[bytes], Any]) -> str:
     return "Two datagrams opened without a key. The ClientHello in them names the server, for everybody on the path."
 
 
-_STARTER = (
-    "from aioquic.buffer import Buffer\n"
-    "from aioquic.quic.crypto import CryptoPair\n"
-    "from aioquic.quic.packet import pull_quic_header\n\n\n"
-    "def open_initial(datagram):\n"
-    "    buffer = Buffer(data=datagram)\n"
-    "    header = pull_quic_header(buffer, host_cid_length=8)\n"
-    "    keys = CryptoPair()\n"
-    "    # Here the keys are missing: keys.setup_initial(cid=..., is_client=..., version=...)\n"
-    "    packet, number_at = datagram[: header.packet_length], buffer.tell()\n"
-    "    _, frames, _ = keys.decrypt_packet(packet, number_at, 0)\n"
-    "    return frames\n"
-)
-
-
-def _with_keys(cid: str, is_client: bool) -> str:
-    setup = f"    keys.setup_initial(cid={cid}, is_client={is_client}, version=header.version)\n"
-    head, mark, rest = _STARTER.partition("    packet, number_at")
-    return head + setup + mark + rest
-
-
 OPEN_INITIAL = TEXT.exercise("open_initial", _judge_open_initial)
 
 

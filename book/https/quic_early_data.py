@@ -215,15 +215,6 @@ def _judge_first_flight(first_flight: Callable[..., Any]) -> str:
     return "One datagram, and the handler ran before the client had heard anything."
 
 
-_FLIGHT = (
-    "from aioquic.h3.connection import H3Connection\n"
-    "from aioquic.quic.connection import QuicConnection\n\n\n"
-    "def first_flight(configuration, address, headers, now):\n"
-    "    quic = QuicConnection(configuration=configuration)\n"
-    "    quic.connect(address, now=now)\n"
-)
-_TAKE = "    return [datagram for datagram, _ in quic.datagrams_to_send(now=now)]\n"
-
 FIRST_FLIGHT = TEXT.exercise("first_flight", _judge_first_flight)
 
 

@@ -152,15 +152,6 @@ def _least_rtts(returning: bool, safe: bool, udp: bool) -> int:
     )
 
 
-_CHOOSE = (
-    "def choose(returning, safe, udp):\n"
-    "    if returning and safe:\n"
-    '        return "quic-0rtt" if udp else "tfo+tls1.3-0rtt"\n'
-    "    if udp:\n"
-    '        return "quic"\n'
-    '    return "tfo+tls1.3" if returning else "tls1.3"\n'
-)
-
 CHOOSE = TEXT.exercise("choose", _judge_choose, deadline_s=25.0)
 
 EXERCISES = (COUNT, CHOOSE)

@@ -152,16 +152,6 @@ def _ask(lab: Lab, address: tuple[str, int]) -> tuple[list[Dissected], dict[str,
     return _last(capture), (lab.server.counters - before).changed()
 
 
-_OPEN_LISTENER = (
-    "import socket\n\n\n"
-    "def open_listener(address):\n"
-    "    listener = socket.socket()\n"
-    "    listener.bind(address)\n"
-    "    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)\n"
-    "    listener.listen()\n"
-    "    return listener\n"
-)
-
 OPEN_LISTENER = TEXT.exercise("open_listener", _judge_listener, deadline_s=15.0, needs="sysctls")
 
 
@@ -205,24 +195,11 @@ def _second_fetch(fetch: Callable[..., Any]) -> int:
     return total
 
 
-_FETCH = (
-    "import socket\n\n\n"
-    "def fetch(address, context):\n"
-    "    connection = socket.socket()\n"
-    "    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
-    "    connection.setsockopt(socket.IPPROTO_TCP, 30, 1)  # TCP_FASTOPEN_CONNECT\n"
-    "    with context.wrap_socket(connection, server_hostname=address[0]) as tls:\n"
-    "        tls.connect(address)\n"
-    '        tls.sendall(b"GET / HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n")\n'
-    "        return tls.recv(65536)\n"
-)
-
 FETCH = TEXT.exercise("fetch", _judge_fetch, deadline_s=15.0, needs="sysctls")
 
 
 # Exercise 3
 
-VERDICTS = ("no data", "accepted", "refused", "lost")
 Seen = list[tuple[str, str, int, int]]
 
 
@@ -293,17 +270,6 @@ def _seen(packets: Sequence[Dissected]) -> Seen:
         found.append(("client" if packet.from_client else "server", flags, packet.payload, acknowledged))
     return found
 
-
-_DIAGNOSE = (
-    "def diagnose(packets):\n"
-    '    syns = [data for sender, flags, data, _ in packets if flags == "S"]\n'
-    '    synack = next(packet for packet in packets if packet[1] == "SA")\n'
-    "    if syns[0] == 0:\n"
-    '        return "no data"\n'
-    "    if synack[3] > 0:\n"
-    '        return "accepted"\n'
-    '    return "lost" if len(syns) > 1 else "refused"\n'
-)
 
 DIAGNOSE = TEXT.exercise("diagnose", _judge_diagnose, deadline_s=20.0)
 

@@ -92,21 +92,6 @@ def _total(line: Timeline) -> int:
     return sum(line.whole_rtts().values())
 
 
-_CLIENT = (
-    "import socket\n\n\n"
-    "def fetch_twice(address, context):\n"
-    "    session = None\n"
-    "    for _ in range(2):\n"
-    "        with socket.create_connection(address) as connection:\n"
-    "            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
-    "            with context.wrap_socket(\n"
-    "                connection, server_hostname=address[0], session=session\n"
-    "            ) as tls:\n"
-    "                tls.sendall(b'GET / HTTP/1.1\\r\\nHost: server.lab\\r\\n\\r\\n')\n"
-    "                tls.recv(65536)\n"
-    "                session = tls.session\n"
-)
-
 FETCH_TWICE = TEXT.exercise("fetch_twice", _judge_fetch_twice, deadline_s=10.0)
 
 

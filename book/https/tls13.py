@@ -165,19 +165,6 @@ def _compare(version: str, given: object, clear: list[int]) -> None:
     raise Wrong(f"{where}: {given}, but in the clear stand {len(clear)} messages: check your lengths, 2 and 3 bytes")
 
 
-_WALK = (
-    "def readable(stream):\n"
-    "    handshake, at = b'', 0\n"
-    "    while at < len(stream):\n"
-    "        length = int.from_bytes(stream[at + 3 : at + 5], 'big')\n"
-    "{stop}        at += 5 + length\n"
-    "    types = []\n"
-    "    while handshake:\n"
-    "        types.append(handshake[0])\n"
-    "        handshake = handshake[4 + int.from_bytes(handshake[1:4], 'big') :]\n"
-    "    return types\n"
-)
-
 READABLE = TEXT.exercise("readable", _judge_readable)
 
 
