@@ -130,7 +130,7 @@ def test_the_learners_loop(chromium: Any, jupyterlab: str) -> None:
     keep_screenshot(page, "exercise")
     rewrite_and_run(page, "section.FLAGS.check", exercise.format("SA"), "✓ right")
 
-    slider = cell(page, "interact(connect")
+    slider = cell(page, "interact(explore")
     slider.locator(".noUi-handle").focus()
     page.keyboard.press("ArrowRight")
     slider.locator('img[alt^="connect over 45 ms"]').wait_for(timeout=RUN_MS)

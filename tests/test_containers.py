@@ -38,7 +38,7 @@ def test_binder_has_nothing_that_repo2docker_would_take_for_something_else() -> 
 
 def test_binder_requirements_name_files_that_exist() -> None:
     lines = [line.partition("#")[0].split() for line in (BINDER / "requirements.txt").read_text().splitlines()]
-    assert [line for line in lines if line] == [["-c", "../requirements.txt"], ["-e", "."]]
+    assert [line for line in lines if line] == [["-c", "../requirements.txt"], ["-e", "."], ["-e", "./book"]]
     assert (BINDER / "../requirements.txt").exists(), "the path counts from the file that names it"
 
 

@@ -656,8 +656,10 @@ def test_the_links_in_a_notebook(chromium: Any, jupyter: dict[str, Any]) -> None
             const panel = window.jupyterapp.shell.currentWidget;
             if (!panel?.context?.path?.endsWith("page.ipynb")) return false;
             await panel.sessionContext.ready;
-            await panel.sessionContext.session?.kernel?.info;
-            return panel.sessionContext.session?.kernel?.status === "idle";
+            const kernel = panel.sessionContext.session?.kernel;
+            await kernel?.info;
+            await kernel?.requestCommInfo({target_name: "jupyter.widget"});  // a status may have been missed
+            return kernel?.status === "idle";
         }""",
         timeout=WAIT_MS,
     )
