@@ -226,8 +226,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     capture = trace(lab)
     groups = [group for group in connections(capture.messages) if begins(group[0])]
     packets = max(groups, key=lambda group: sum(packet.payload for packet in group))
-    return HiddenTrace(
-        "execution.accept_queues.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("SYN-ACK", "what", "there was room when the second SYN came: how does a server answer it?"),
@@ -235,16 +234,6 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("GET /seventh", "round trip", "a timer is no round trip: which answers had the client waited for?"),
             Blank("200 OK", "from", "who answers a request?"),
         ],
-        hints=(
-            "The first SYN found the accept queue full. No packet answers it: the client's timer sends it once more.",
-            "The SYN has number 0, each time that it is sent. What comes next has number 1.",
-            "Round trips are counted by cause and effect: the request waited for one answer, the SYN-ACK.",
-        ),
-        explanation=(
-            "SYN, dropped without a word; after a second, by the client's timer, the same SYN again with the same "
-            "number (RFC 6298 §2.1). By then the server accepts, so this one is answered. Two SYNs, one round trip, "
-            "and more than a second that no host was busy in."
-        ),
         tier=capture.tier,
     )
 

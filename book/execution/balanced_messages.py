@@ -380,22 +380,12 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """Two requests one after the other on one connection, answered as they get ready, with three blanks."""
     capture = _pipelined(lab)
     packets = next(group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.balanced_messages.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("GET /fast", "seq", "it follows the first request, and the payload column says how long that one is"),
             Blank("for /fast", "what", "two workers have a request each: which of them is done first?"),
             Blank("for /slow", "seq", "it follows the other response, whichever request it belongs to"),
         ],
-        hints=(
-            "The client did not wait for the first response before it sent the second request.",
-            "The server sends a response when its worker is done, and a fast one is done first. The first line of a "
-            "response says here what it is for, such as: for /slow",
-        ),
-        explanation=(
-            "The bytes of the server are in order, one response after the other, and TCP is content. That they are in "
-            "the wrong order for the client is nothing that TCP could know."
-        ),
         tier=capture.tier,
     )

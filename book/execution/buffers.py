@@ -315,8 +315,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection whose receive queue fills, live or recorded, with four blanks."""
     capture = trace(lab)
     (packets,) = [group for group in connections(capture.messages) if begins(group[0])]
-    return HiddenTrace(
-        "execution.buffers.trace",
+    return TEXT.trace(
         _named(packets),
         [
             Blank("window 0", "what", "the receive queue is full: which number does the receiver advertise?"),
@@ -328,15 +327,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             ),
             Blank("window update", "what", "nothing was asked: the receiver says by itself that there is room again"),
         ],
-        hints=(
-            "A receiver writes into each acknowledgment how many bytes it still has room for: its window.",
-            "Linux probes with the number of the last byte that is acknowledged. The segment after the window has "
-            "opened begins with the byte that follows it.",
-            "The acknowledgment that opens the window again is called a window update.",
-        ),
-        explanation=(
-            "The sender may not send the next byte, so it asks with an old number and no payload. A segment outside "
-            "the window has to be answered with an acknowledgment, and that tells the window (RFC 9293 §3.10.7.4)."
-        ),
         tier=capture.tier,
     )

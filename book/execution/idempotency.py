@@ -360,8 +360,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """A lost response on this lab, or a recorded one, with four blanks."""
     capture = given_up(lab)
     packets = next(group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.idempotency.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("POST /charges", "round trip", "what has the client waited for before it could send the request?"),
@@ -369,15 +368,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("FIN", "seq", "the FIN stands behind all bytes of its side, and the payload column counts them"),
             Blank("RST", "from", "whose program has closed its socket, so that nobody is left to take the response?"),
         ],
-        hints=(
-            "The response is sent more than once, because no acknowledgment comes. Only the last copy gets through.",
-            "The client's SYN has number 0 and the request begins at 1. The FIN has the number after its last byte.",
-            "The client gives up and closes. A copy of the response that then gets through finds nobody to read it.",
-        ),
-        explanation=(
-            "The server has charged and keeps sending the response. The client closed before it came, so its kernel "
-            "answers the late copy with a RST (RFC 9293 §3.6.1). From now on the server knows that the response was "
-            "not read, and the client still does not know that there was one."
-        ),
         tier=capture.tier,
     )

@@ -26,10 +26,7 @@ def under_load(lab: Lab, name: str, serve: Any, *args: Any) -> Trial:
         serve: the server function, called with its address and args.
         args: what a recording's name can tell, see ``recorded``.
     """
-    listeners = LISTENERS.get(serve.__name__, 1)
-    return trial(
-        lab.server, serve, *args, name=name, listeners=listeners, requests=MIX, clients=CLIENTS, seconds=SECONDS
-    )
+    return _trial(lab, name, serve, args, requests=MIX, clients=CLIENTS, seconds=SECONDS)
 
 
 @recorded
@@ -41,10 +38,7 @@ def with_slow(lab: Lab, slow_percent: int, clients: int, name: str, serve: Any, 
         slow_percent: share of the slow requests; the others are fast.
         clients: each has one connection, and asks again as soon as it has its response.
     """
-    listeners, mix = LISTENERS.get(serve.__name__, 1), _mix(slow_percent)
-    return trial(
-        lab.server, serve, *args, name=name, listeners=listeners, requests=mix, clients=clients, seconds=SECONDS
-    )
+    return _trial(lab, name, serve, args, requests=_mix(slow_percent), clients=clients, seconds=SECONDS)
 
 
 @recorded
@@ -54,11 +48,12 @@ def without_warm_up(lab: Lab, slow_percent: int, clients: int, name: str, serve:
     Args:
         lab, slow_percent, clients, name, serve, args: as for ``with_slow``.
     """
-    listeners, mix = LISTENERS.get(serve.__name__, 1), _mix(slow_percent)
-    return trial(
-        lab.server, serve, *args, name=name, listeners=listeners,
-        requests=mix, clients=clients, seconds=BRIEF_S, warmup_s=0,
-    )  # fmt: skip
+    requests = _mix(slow_percent)
+    return _trial(lab, name, serve, args, requests=requests, clients=clients, seconds=BRIEF_S, warmup_s=0)
+
+
+def _trial(lab: Lab, name: str, serve: Any, args: tuple[Any, ...], **load: Any) -> Trial:
+    return trial(lab.server, serve, *args, name=name, listeners=LISTENERS.get(serve.__name__, 1), **load)
 
 
 def _mix(slow_percent: int) -> list[tuple[bytes, int]]:

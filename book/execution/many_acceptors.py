@@ -237,18 +237,12 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """One connection to one of three acceptors, on this lab or recorded, with three blanks."""
     capture = one_connection(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.many_acceptors.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("SYN-ACK", "round trip", "does anybody have to wake up before the kernel answers?"),
             Blank("HTTP/1.1 200", "round trip", "the request has to arrive first, and it waits for the SYN-ACK"),
             Blank("FIN", "from", "who has nothing more to say after its answer?"),
         ],
-        hints=(
-            "The handshake is the kernel's. An acceptor is woken when its last ACK is there.",
-            "The acceptor closes the connection as soon as it has told its name.",
-        ),
-        explanation="The wire does not show which acceptor was woken, nor how many: only the answer's content tells.",
         tier=capture.tier,
     )

@@ -231,8 +231,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection that changes hands between two parts of its response, on this lab, with four blanks."""
     capture = _handed_over(lab)
     packets = next(group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.many_readers.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("103 Early Hints", "round trip", "count: one to connect, and then the request has to get there"),
@@ -248,17 +247,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
                 "it follows the last byte that the reader sent; the payload column says how many those were",
             ),
         ],
-        hints=(
-            (
-                "Sequence numbers count the bytes of the connection, whichever process wrote them. The first byte has "
-                "number 1."
-            ),
-            "Add the payload of the 103 to 1, and you have the number of the 200. Add that of the 200 for the FIN.",
-        ),
-        explanation=(
-            "The socket, its sequence numbers and its buffers are the kernel's. Two holders wrote into one stream, "
-            "and the client cannot tell where one stopped and the other began. The one FIN left when the last of them "
-            "closed."
-        ),
         tier=capture.tier,
     )

@@ -420,8 +420,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """Two requests in two writes and one in a single write, on this lab or recorded, with four blanks."""
     capture = three_requests(lab)
     packets = next(group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.nagle.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("data", "round trip", "what did this segment wait for, although it was written with the head?"),
@@ -431,16 +430,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             ),
             Blank("FIN", "round trip", "the third request left in one segment: how many round trips did it take?"),
         ],
-        hints=(
-            "A round trip begins when something of the one before has come back: here also a bare ACK, which is left "
-            "out of this table.",
-            "Connecting takes round trip 1, the head of the first request 2. Its body waits for the ACK of the head.",
-            "Head 2, body 3; head 4, body 5; the third request 6. The client closes when that is answered.",
-        ),
-        explanation=(
-            "Head and body are written together and travel in two round trips, because the body waits for the ACK of "
-            "the head. The third request is one write, one segment and one round trip. The delay of the ACK is a time "
-            "and no round trip, so this table does not show it: the ladder does."
-        ),
         tier=capture.tier,
     )

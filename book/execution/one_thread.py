@@ -214,8 +214,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """Two requests of a client that comes while the loop is busy, live or recorded, with four blanks."""
     capture = trace(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.one_thread.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("SYN-ACK", "what", "the server's only thread is busy: who answers a SYN, and with what?"),
@@ -223,14 +222,6 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("GET /second", "round trip", "what had the client to wait for before it sent this?"),
             Blank("GET /second", "seq", "count the client's SYN as one, and then the bytes of its first request"),
         ],
-        hints=(
-            "The accept queue lies between the busy thread and the network. The kernel fills it.",
-            "Round trips are counted by cause and effect: handshake, first request, second request.",
-        ),
-        explanation=(
-            "The kernel shakes hands while the only thread is busy. The first response is late, and still in the "
-            "second round trip: what it waited for was no packet. A capture shows that a server thinks, and never why."
-        ),
         tier=capture.tier,
     )
 

@@ -209,8 +209,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request that computes and one that does not, over one connection of this lab, with four blanks."""
     capture = trace(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.processes.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("SYN-ACK", "from", "whose kernel answers a SYN? The program need not even be running"),
@@ -220,14 +219,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
                 "GET /health", "seq", "it follows the first request, and the payload column says how long that one is"
             ),
         ],
-        hints=(
-            "A round trip begins when something sent in the one before has been answered.",
-            "A response that comes 30 ms late because the server computed is sent in the round trip of its request.",
-            "Sequence numbers count bytes, and the first byte of data is number 1.",
-        ),
-        explanation=(
-            "The packets say that the first response came late, and not why. Computing, waiting in a run queue, for "
-            "the GIL or for a database: all look the same on the wire. For that you ask the server's scheduler."
-        ),
         tier=capture.tier,
     )

@@ -287,8 +287,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection to a process that is stopped and goes on later, live or recorded, with four blanks."""
     capture, _, _ = life(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.roles.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("SYN-ACK", "from", "the process was stopped: which host's kernel has the listener?"),
@@ -296,14 +295,6 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("HTTP/1.1 200", "round trip", "a process that wakes up late adds time: does it add a round trip?"),
             Blank("HTTP/1.1 200", "seq", "a SYN counts as one, and the stopped process had sent nothing before"),
         ],
-        hints=(
-            "Round trips are counted by cause and effect, not by the clock.",
-            "The SYN-ACK ends the first round trip. Request and response are the second, however late the response is.",
-        ),
-        explanation=(
-            "The kernel answers the SYN for a process that cannot run. The request arrives and is acknowledged. When "
-            "the process goes on, its response leaves: the second round trip, and the server's first byte, number 1."
-        ),
         tier=capture.tier,
     )
 

@@ -267,8 +267,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """A connection in the queue of a shard that closes, live or recorded, with four blanks."""
     capture = never_accepted(lab)
     (packets,) = (group for group in connections(capture.messages) if begins(group[0]))
-    return HiddenTrace(
-        "execution.sharding.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("SYN-ACK", "from", "who answers a SYN, when no program has called accept?"),
@@ -276,17 +275,6 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("RST", "seq", "how many bytes has the server sent so far? Its SYN took number 0"),
             Blank("RST", "what", "what does a client receive that the kernel has thrown out of a queue?"),
         ],
-        hints=(
-            "The kernel shakes hands and takes the request in. No program is involved anywhere in this trace.",
-            "A client sends its request one round trip after its SYN: the second round trip begins.",
-            "A server that has sent nothing but its SYN-ACK is at number 1. FIN would say that it has ended regularly, "
-            "and it is not that.",
-        ),
-        explanation=(
-            "The server's kernel answers the SYN, so the client is connected and asks, in its second round trip. The "
-            "connection waits in the queue. When the listener closes, the kernel aborts what is in there by a RST, "
-            "with the server's next number: 1, because it never sent a byte (RFC 9293 §3.5.2)."
-        ),
         tier=capture.tier,
     )
 

@@ -266,8 +266,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     packets = next(
         group for group in connections(capture.messages) if begins(group[0]) and group[0].flow.server_port == PORT
     )
-    return HiddenTrace(
-        "execution.threads.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("503", "round trip", "a deadline is a timer of the server: which packet does this one answer?"),
@@ -275,16 +274,6 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("GET /health", "round trip", "this client had to wait for one response before it asked again"),
             Blank("200 OK", "from", "the backend still hangs: who can answer without it?"),
         ],
-        hints=(
-            "The backend is on the server's own host and hangs. Nothing of it crosses this wire.",
-            "Round trips are counted by cause and effect: a response belongs to the round trip of its request, "
-            "however long the server took.",
-            "The client's SYN has number 0, so its first byte has number 1.",
-        ),
-        explanation=(
-            "The 503 comes when the server's own deadline runs out, and the wire cannot tell a wait for a timer from a "
-            "wait for a backend. The connection lives on, and its thread is free: the next request on it is answered."
-        ),
         tier=capture.tier,
     )
 

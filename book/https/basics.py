@@ -183,8 +183,7 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
     """Two requests over one connection on this lab, or recorded ones, with four blanks."""
     capture = trace(lab)
     (packets,) = _opened(capture)
-    return HiddenTrace(
-        "https.basics.trace",
+    return TEXT.trace(
         packets,
         [
             Blank("SYN-ACK", "what", "how does a server answer a SYN?"),
@@ -194,14 +193,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("GET /4000", "seq", "it follows the first request, and the payload column says how long that one is"),
             Blank("FIN", "from", "who has nothing more to send, and says so first?"),
         ],
-        hints=(
-            "A round trip begins when something sent in the one before has been answered.",
-            "Sequence numbers count bytes. The SYN takes number 0, so the first byte of data is number 1.",
-            "The second request leaves in round trip 3: one was spent on connecting, one on the first request.",
-        ),
-        explanation=(
-            "The connection was paid for once, so the second request costs one round trip. Its number is 1 plus the "
-            "length of the first request, because the client's bytes are numbered without a gap (RFC 9293 §3.4)."
-        ),
         tier=capture.tier,
     )

@@ -214,8 +214,7 @@ def trace(lab: Lab) -> Captured:
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request in early data on this lab, or a recorded one, with four blanks."""
     capture = trace(lab)
-    return HiddenTrace(
-        "https.early_data.trace",
+    return TEXT.trace(
         timeline_of(capture).packets,
         [
             Blank("GET /", "round trip", "the request does not wait for anything that TLS says"),
@@ -223,14 +222,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("EndOfEarlyData", "what", "with it the client says that the next bytes use other keys"),
             Blank("NewSessionTicket", "round trip", "the server sends it when it has the client's Finished"),
         ],
-        hints=(
-            "TCP's handshake is the first round trip. What leaves with the ACK belongs to the second.",
-            "Each side's SYN has number 0. The server's next packet begins where the payload of the one before ends.",
-            "RFC 8446 §4.5 names the message that ends early data. It stands before the client's Finished.",
-        ),
-        explanation=(
-            "The request leaves with the ClientHello, and its answer with the server's Finished. The client's own "
-            "Finished comes after that, and only then does the server know that somebody is there who holds the keys."
-        ),
         tier=capture.tier,
     )

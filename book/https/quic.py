@@ -168,23 +168,11 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request over QUIC on this lab, with three blanks."""
     run = measure_once(lab, "quic").runs[-1]
-    return HiddenTrace(
-        "https.quic.trace",
+    return TEXT.trace(
         run.timeline.packets,
         [
             Blank("ServerHello", "what", "with it the server answers the ClientHello, and the handshake keys exist"),
             Blank("STREAM 0", "round trip", "the client needs the server's Finished before it has keys for a request"),
             Blank("HANDSHAKE_DONE", "from", "one side knows that the handshake is over when the other's Finished came"),
         ],
-        hints=(
-            "An Initial packet answers an Initial packet. Every further message of the server's has better keys.",
-            "The first stream that an HTTP/3 client opens for a request is stream 0. A client that has just received "
-            "its first answer is at the beginning of round trip 2.",
-            "The client sends Finished last. So the server is the one who can say that all is done (RFC 9000 §19.20).",
-        ),
-        explanation=(
-            "ServerHello comes in the Initial packet, because the client has no other keys yet. The request leaves "
-            "with the client's Finished in the second round trip. The server confirms the handshake with "
-            "HANDSHAKE_DONE (RFC 9001 §4.1.2)."
-        ),
     )

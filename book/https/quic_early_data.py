@@ -354,8 +354,7 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request in 0-RTT on this lab, with four blanks."""
     run = measure_once(lab, "quic-0rtt").runs[-1]
-    return HiddenTrace(
-        "https.quic_early_data.trace",
+    return TEXT.trace(
         run.timeline.packets,
         [
             Blank("0-RTT", "what", "it carries the request behind the ClientHello, in a packet with keys of its own"),
@@ -363,15 +362,4 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("HANDSHAKE_DONE", "from", "one side knows that the handshake is over when the other's Finished came"),
             Blank("NewSessionTicket", "round trip", "the server gives it when the client's Finished has arrived"),
         ],
-        hints=(
-            "The first datagram holds two packets. The second one has keys from the ticket.",
-            "Between ServerHello and Finished a full handshake has three more messages. Two of them concern the "
-            "certificate, and a resumed handshake leaves them out.",
-            "The client's Finished opens round trip 2, and the ticket for next time answers it, after the response.",
-        ),
-        explanation=(
-            "The 0-RTT packet rides behind the Initial packet. EncryptedExtensions holds the early_data extension "
-            "when the server accepts. The response is there after round trip 1; HANDSHAKE_DONE and the next ticket "
-            "follow the client's Finished, in round trip 2."
-        ),
     )

@@ -163,8 +163,7 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request in early data over TCP on this lab, with four blanks."""
     run = measure_once(lab, "tls1.3-0rtt").runs[-1]
-    return HiddenTrace(
-        "https.race.trace",
+    return TEXT.trace(
         run.timeline.packets,
         [
             Blank("GET /", "round trip", "which message does early data follow, and when does that leave?"),
@@ -176,14 +175,4 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             ),
             Blank("EndOfEarlyData", "what", "with which message does the client say that no more early data follows?"),
         ],
-        hints=(
-            "Over TCP the client still has to wait for the SYN-ACK. Only then does its first flight leave.",
-            "The response comes right behind the server's first flight: add that flight's payload to its first "
-            "number, 1.",
-            "In TLS 1.3 the client closes its early data with a message of its own before Finished (RFC 8446 §4.5).",
-        ),
-        explanation=(
-            "The first round trip is TCP's. In the second one ClientHello and request leave together, and the server "
-            "answers both before it has the client's Finished, which comes with EndOfEarlyData in the third."
-        ),
     )

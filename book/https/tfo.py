@@ -282,8 +282,7 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request over TFO and TLS 1.3 on this lab, with four blanks."""
     measured = measure_once(lab, "tfo+tls1.3")
-    return HiddenTrace(
-        "https.tfo.trace",
+    return TEXT.trace(
         measured.runs[-1].timeline.packets,
         [
             Blank("ClientHello", "what", "which message of TLS does a client begin with?"),
@@ -297,17 +296,5 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
                 "the client's Finished and its request leave together, as soon as the server's is there",
             ),
         ],
-        hints=(
-            "A SYN takes one sequence number (RFC 9293 §3.4), so the first byte of data has the number 1, also when "
-            "it rides in the SYN.",
-            "The payload column says how many bytes the SYN carried. The client's next byte comes after the SYN and "
-            "those.",
-            "A server sends its ServerHello when it has the ClientHello. In which packet did that travel?",
-        ),
-        explanation=(
-            "The SYN takes number 0 and its data the numbers from 1 on, so the client goes on with 1 plus the length "
-            "of its ClientHello. SYN-ACK and ServerHello answer the same packet in the first round trip, and the "
-            "request leaves in the second."
-        ),
         tier=measured.tier,
     )

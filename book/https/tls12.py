@@ -147,8 +147,7 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A full handshake with TLS 1.2 and a request on this lab, with four blanks."""
     run = measure_once(lab, "tls1.2").runs[-1]
-    return HiddenTrace(
-        "https.tls12.trace",
+    return TEXT.trace(
         run.timeline.packets,
         [
             Blank(
@@ -158,13 +157,4 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             Blank("NewSessionTicket", "from", "who encrypts tickets, and keeps the key to open them again?"),
             Blank("GET /", "round trip", "count the answers that the client had to wait for before it may ask"),
         ],
-        hints=(
-            "Two messages in this handshake carry a share of the key exchange, one of each side.",
-            "The server's SYN-ACK has sequence number 0, and data begins with the number after it.",
-            "SYN-ACK, ServerHello to ServerHelloDone, the server's Finished: the request waits for all three.",
-        ),
-        explanation=(
-            "One round trip for TCP and two for TLS come before the request, so it is sent in the fourth. The "
-            "NewSessionTicket is in the clear, but only the server can open what is in it (RFC 5077 §3.3 and §4)."
-        ),
     )

@@ -207,8 +207,7 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A full handshake with TLS 1.3 on this lab, with four blanks."""
     run = measure_once(lab, "tls1.3").runs[-1]
-    return HiddenTrace(
-        "https.tls13.trace",
+    return TEXT.trace(
         run.timeline.packets,
         [
             Blank("ServerHello", "what", "it answers the ClientHello, and is the last that can be read without a key"),
@@ -218,14 +217,4 @@ def hidden_trace(lab: Lab) -> HiddenTrace:
             ),
             Blank("ClientHello", "seq", "a SYN counts as one byte, and it is the client's number 0"),
         ],
-        hints=(
-            "Count the round trips by what the client waits for: SYN-ACK, then the server's Finished.",
-            "The certificate and its signature come from the same side, in the same packet as the hello that answers.",
-            "Each side's SYN has number 0, so its first byte of data has the number after it.",
-        ),
-        explanation=(
-            "One round trip for TCP, one for TLS; the request opens the third. Everything from ServerHello to the "
-            "server's Finished fits one flight, because the client's key share came with its first message (RFC 8446 "
-            "§2)."
-        ),
     )

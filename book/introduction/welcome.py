@@ -85,18 +85,12 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """One TCP handshake on this lab, or a recorded one, with three blanks."""
     capture = trace(lab)
-    return HiddenTrace(
-        "introduction.welcome.trace",
+    return TEXT.trace(
         [packet for packet in capture.messages if packet.flow.server_port == TRACE_PORT],
         [
             Blank("SYN-ACK", "from", "who answers a SYN?"),
             Blank("SYN-ACK", "round trip", "the first round trip begins with the SYN and ends with its answer"),
             Blank("FIN", "seq", "a SYN takes one number, and no data was sent after it"),
         ],
-        hints=(
-            "Each side numbers what it sends. Its SYN has number 0 here and takes one.",
-            "The server sends the SYN-ACK in the first round trip; the FIN has the number after the SYN's.",
-        ),
-        explanation="The SYN-ACK ends the first round trip. Each SYN takes one sequence number (RFC 9293 §3.4).",
         tier=capture.tier,
     )

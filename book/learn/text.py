@@ -9,12 +9,13 @@
     ### Solution                     a fence, and why it is right
     ### Mistake: words               a fence, and in the heading words of the reason that the check must give
     ### Lazy solution: words         likewise: the cheapest code that looks right
+    ## Trace                         the hidden trace: ### Hints, and ### Explanation
     ## Quiz
     ### Question?                    - [x] the right option | reply
                                      - [ ] another | reply
 
-The module adds what is no text: ``TEXT = Text(__file__)``, and ``COUNT = TEXT.exercise("count", judge)`` for each. The
-file is read when somebody looks: judging an answer does not need it.
+The module adds what is no text: ``TEXT = Text(__file__)``, ``COUNT = TEXT.exercise("count", judge)`` for each, and
+``TEXT.trace(packets, blanks)``. The file is read when somebody looks: judging an answer does not need it.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from book.learn.exercise import DEADLINE_S, Exercise, Mistake, Wording
 from book.learn.quiz import Option, Question, Quiz
+from book.learn.trace import Blank, HiddenTrace
 from labkit.errors import InvalidValue
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
+    from labkit.capture.messages import Dissected
+
 WRONG = ("Mistake", "Lazy solution")
 PARTS = ("Starter", "Hints", "Solution", *WRONG)
-QUIZ = "Quiz"
+TRACE, QUIZ = "Trace", "Quiz"
 RIGHT, OTHER, REPLY = "[x] ", "[ ] ", " | "
 
 
@@ -75,6 +79,16 @@ class Text:
     ) -> Exercise:
         """The exercise below the heading ``name``, with what judges it (see ``Exercise``)."""
         return Exercise(f"{self.id}.{name}", judge, lambda: self.wording(name), deadline_s=deadline_s, needs=needs)
+
+    def trace(self, packets: Sequence[Dissected], blanks: Sequence[Blank], *, tier: str = "") -> HiddenTrace:
+        """The hidden trace, with the hints and the explanation below '## Trace' (see ``HiddenTrace``)."""
+        for head, parts in self._chapters():
+            if head.heading == TRACE:
+                if [part.heading for part in parts] != ["Hints", "Explanation"]:
+                    self._fail(head.line, "expected '### Hints' and '### Explanation', in this order")
+                hints, explanation = self._hints(parts[0]), " ".join(_paragraphs(parts[1]))
+                return HiddenTrace(f"{self.id}.trace", packets, blanks, hints=hints, explanation=explanation, tier=tier)
+        self._fail(len(self._lines), f"expected a heading '## {TRACE}' with hints and an explanation below it")
 
     def wording(self, name: str) -> Wording:
         """What an exercise says."""
@@ -137,10 +151,11 @@ class Text:
     def _exercises(self) -> dict[str, Wording]:
         found: dict[str, Wording] = {}
         for head, parts in self._chapters():
-            if head.heading == QUIZ:
+            if head.heading in (TRACE, QUIZ):
                 continue
             if not head.heading.isidentifier():
-                self._fail(head.line, f"expected the name of an exercise or '{QUIZ}', not {head.heading!r}")
+                wanted = f"the name of an exercise, '{TRACE}' or '{QUIZ}'"
+                self._fail(head.line, f"expected {wanted}, not {head.heading!r}")
             if head.heading in found:
                 self._fail(head.line, f"expected a name of its own: {head.heading!r} stands here twice")
             found[head.heading] = self._wording(head, parts)
@@ -170,14 +185,17 @@ class Text:
         explanation = " ".join(_paragraphs(solution))
         if not explanation:
             self._fail(solution.line, "expected a fence, and below it why it is right")
-        said = tuple(self._items(hints, "ordered_list_open"))
-        if len(said) < 2:
-            self._fail(hints.line, f"expected a numbered list of two hints or more, not {len(said)}")
         wrong = [(words, part) for kind in WRONG for words, part in by_kind.get(kind, ())]
         mistakes = tuple(
             Mistake(self._code(part), words) for words, part in sorted(wrong, key=lambda each: each[1].line)
         )
-        return Wording(task, self._code(starter), self._code(solution), explanation, said, mistakes)
+        return Wording(task, self._code(starter), self._code(solution), explanation, self._hints(hints), mistakes)
+
+    def _hints(self, part: _Part) -> tuple[str, ...]:
+        said = tuple(self._items(part, "ordered_list_open"))
+        if len(said) < 2:
+            self._fail(part.line, f"expected a numbered list of two hints or more, not {len(said)}")
+        return said
 
     def _question(self, part: _Part) -> Question:
         options = []

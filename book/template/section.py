@@ -51,17 +51,11 @@ QUIZ = TEXT.quiz
 def hidden_trace(lab: Lab) -> HiddenTrace:
     """A request over TCP on this lab, with three blanks."""
     run = measure(lab, "tcp", runs=1).runs[-1]
-    return HiddenTrace(
-        f"{TEXT.id}.trace",
+    return TEXT.trace(
         run.timeline.packets,
         [
             Blank("SYN-ACK", "from", "who answers a SYN?"),
             Blank("GET /", "round trip", "the client waits for the SYN-ACK before it asks"),
             Blank("HTTP/1.1 200", "seq", "a SYN counts as one, so the first byte of data has the number after it"),
         ],
-        hints=(
-            "Each side counts its own bytes, and its SYN as the one before them.",
-            "The request leaves in the second round trip, and the response is the server's first data.",
-        ),
-        explanation="The SYN takes number 0 of each side, so data begins with 1 (RFC 9293 §3.4).",
     )

@@ -65,6 +65,20 @@ def double(n):
   markup here.
 - [x] Yes. | 4 = 2 × 2 | and no more.
 """
+TRACE = """\
+## Trace
+
+### Hints
+
+1. Each side counts
+   its own bytes.
+2. From its SYN on.
+
+### Explanation
+
+Because its SYN
+counts as one.
+"""
 TASK = "Write `double(n)`, which\n\n- takes a number\n- returns twice as much.\n"
 
 
@@ -103,7 +117,7 @@ def test_what_it_says(tmp_path: Path) -> None:
     ("before", "after", "heading", "message"),
     [
         ("# A section\n", "", "", "expected the section's title"),
-        ("## double", "## Double it", "## Double it", "expected the name of an exercise or 'Quiz', not 'Double it'"),
+        ("## double", "## Double it", "## Double it", "expected the name of an exercise, 'Trace' or 'Quiz'"),
         ("## Quiz", "## double\n\nTask.\n\n## Quiz", "## double", "'double' stands here twice"),
         (
             "### Starter\n\n```python",
@@ -148,3 +162,17 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         text(tmp_path, WELL).wording("triple")
     with pytest.raises(InvalidValue, match="expected a heading '## Quiz'"):
         _ = text(tmp_path, WELL.partition("## Quiz")[0]).quiz.questions
+
+
+def test_the_hidden_trace(tmp_path: Path) -> None:
+    trace = text(tmp_path, WELL.replace("## Quiz", f"{TRACE}\n## Quiz")).trace([], [])
+    assert (trace.id, trace.explanation) == (f"{tmp_path.name}.section.trace", "Because its SYN counts as one.")
+    assert trace.hints == ("Each side counts its own bytes.", "From its SYN on.")
+    with pytest.raises(InvalidValue, match="expected a heading '## Trace' with hints"):
+        text(tmp_path, WELL).trace([], [])
+    for before, line, message in (
+        ("### Explanation", 3, "expected '### Hints' and '### Explanation', in this order"),
+        ("2. From its SYN on.", 5, "two hints or more, not 1"),
+    ):
+        with pytest.raises(InvalidValue, match=f"line {line}: .*{message}"):
+            text(tmp_path, f"# A section\n\n{TRACE.replace(before, '')}").trace([], [])
