@@ -69,9 +69,11 @@ class Watch:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._samples.append(json.loads(line))
-            self._first.set()
+        # Closed by this thread: after an interrupt of its start it may come to run when `close` is long over.
+        with self._process.stdout as lines:
+            for line in lines:
+                self._samples.append(json.loads(line))
+                self._first.set()
 
     def __enter__(self) -> Watch:
         if self.closed:
@@ -107,13 +109,11 @@ class Watch:
             if self.closed:
                 return
             assert self._process.stdin is not None
-            assert self._process.stdout is not None
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
             child.end(self._process, END_S)
-            if self._reader.ident is not None:
+            if self._reader.is_alive():
                 self._reader.join(END_S)
-            self._process.stdout.close()
             if self._samples:
                 with contextlib.suppress(LabClosed):  # its hosts are gone, and their counters with them
                     self._history = self.so_far()

@@ -47,6 +47,7 @@ class ThreadedServer(Server):
         self._ready = threading.Event()
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._lock = threading.Lock()
+        self._begun = self._ending = False
         self._waker: socket.socket | None = None
         self._wake: socket.socket | None = None
 
@@ -71,12 +72,13 @@ class ThreadedServer(Server):
     def _accept(self) -> None:
         assert self._listener is not None
         assert self._waker is not None
-        with selectors.DefaultSelector() as selector:
-            try:
-                selector.register(self._listener, selectors.EVENT_READ)
-                selector.register(self._waker, selectors.EVENT_READ)
-            except ValueError:  # closed by an interrupt before this thread came to run
+        with self._lock:
+            if self._ending:
                 return
+            self._begun = True
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(self._waker, selectors.EVENT_READ)
             self._ready.set()
             while True:
                 if any(key.fileobj is self._waker for key, _ in selector.select()):
@@ -136,10 +138,15 @@ class ThreadedServer(Server):
 
     def _shut(self) -> None:
         deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
-        if self._wake is not None:
+        # An interrupt of Thread.start leaves a thread that begins now, later or never: it reads what is decided here.
+        with self._lock:
+            self._ending = True
+            begun = self._begun
+        if begun:
+            assert self._wake is not None
+            assert self._thread is not None
             with contextlib.suppress(OSError):  # closed by a `_shut` that was interrupted
                 self._wake.send(b"x")
-        if self._thread is not None and self._thread.ident is not None:
             self._thread.join(CLOSE_TIMEOUT_S)
         for sock in (self._listener, self._waker, self._wake):
             if sock is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import threading
 from collections.abc import Callable
@@ -31,6 +32,40 @@ CLIENTS: dict[Make, type[Client]] = {
     EarlyDataServer: EarlyDataClient,
     Http3Server: QuicClient,
 }
+
+
+def test_a_thread_that_begins_after_an_interrupt_of_its_start_ends(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes to run in the middle of the closing that the interrupt has caused, and waits when that is over."""
+    begin, close, select = threading.Thread.start, socket.socket.close, selectors.DefaultSelector.select
+    late: list[threading.Thread] = []
+    waits, closed = threading.Event(), threading.Event()
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    def close_in_the_middle(sock: socket.socket) -> None:
+        if late and late[0].ident is None:
+            begin(late[0])
+            while late[0].is_alive() and not waits.wait(0.01):
+                pass
+        close(sock)
+
+    def select_when_all_is_closed(selector: Any, timeout: float | None = None) -> Any:
+        waits.set()
+        assert closed.wait(5)
+        return select(selector, timeout)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted_start)
+        patched.setattr(socket.socket, "close", close_in_the_middle)
+        patched.setattr(selectors.DefaultSelector, "select", select_when_all_is_closed)
+        with pytest.raises(KeyboardInterrupt):
+            HttpServer(lab.server)
+        closed.set()
+        late[0].join(5)
+    assert late[0].ident is not None, "it has begun"
+    assert not late[0].is_alive(), "and ended"
 
 
 @MAKERS
