@@ -137,6 +137,39 @@ def test_a_killed_notebook_leaves_nothing(python: Start, processes_of: Processes
     assert processes_of(directory) == {}
 
 
+MEASURING = """
+import json, socket, sys, threading
+from labkit import Lab
+from labkit.load.load import load
+from labkit.load.server_process import ServerProcess
+from labkit.waiting import wait_until
+
+def serve(address):
+    listener = socket.create_server(address)
+    while True:
+        connection, _ = listener.accept()
+        while connection.recv(4096):
+            connection.send(b"HTTP/1.1 200 OK\\r\\nContent-Length: 1\\r\\n\\r\\nx")
+
+lab = Lab(rtt_ms=0)
+capture = lab.capture()
+server = ServerProcess(lab.server, 8080, serve)
+watch = lab.watch(8080, connections=True)
+asked = {"clients": 1, "seconds": 60}
+threading.Thread(target=load, args=(lab.client, lab.server, 8080), kwargs=asked, daemon=True).start()
+wait_until(lambda: capture.frames and watch.so_far().connections)
+"""
+
+
+def test_a_notebook_that_is_killed_while_it_measures_says_nothing(python: Start) -> None:
+    """What it started has its standard error, and none of it complains that nobody listens any more."""
+    process = python(MEASURING + REPORT + "sys.stdin.read()")
+    assert process.stdout is not None
+    assert process.stdout.readline(), process.communicate()
+    process.kill()
+    assert process.communicate(timeout=20) == ("", "")  # at the end of the pipes, so all of it has gone
+
+
 def test_an_end_without_close_is_clean(python: Start, processes_of: Processes) -> None:
     process, directory, *_ = start_busy(python, then="sys.exit(0)")
     out, err = process.communicate(timeout=20)

@@ -1,6 +1,11 @@
 """What the kernel says of a host's TCP sockets: messages of sock_diag, built and read. No I/O, standard library only.
 
 Sources: sock_diag(7), linux/inet_diag.h, linux/tcp.h (struct tcp_info).
+
+The question is inet_diag's first one (TCPDIAG_GETSOCK), not the newer SOCK_DIAG_BY_FAMILY: that asks for one family, so
+that IPv4 and IPv6 take two walks through the kernel's table of connections; this is answered with both in one walk
+(inet_diag_dump_compat() of net/ipv4/inet_diag.c). A listener on ``::`` that takes IPv4 clients, too, is an IPv6 socket,
+and so are the connections that it accepts.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY = 20
+TCPDIAG_GETSOCK = 18
 NLM_F_REQUEST, NLM_F_DUMP = 0x001, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 INET_DIAG_INFO = 2
@@ -24,10 +29,12 @@ LISTENERS = 1 << LISTEN | 1 << SYN_RECV
 CONNECTIONS = 1 << ESTABLISHED | 1 << FIN_WAIT1 | 1 << FIN_WAIT2 | 1 << CLOSE_WAIT | 1 << LAST_ACK
 
 _MESSAGE = struct.Struct("=IHHII")  # struct nlmsghdr
-_REQUEST = struct.Struct("=BBBBIHH16s16sIII")  # struct inet_diag_req_v2
+# struct inet_diag_req: family, lengths of addresses, extensions, struct inet_diag_sockid, states, 0.
+_REQUEST = struct.Struct("=BBBBHH16s16sIIIII")
 # struct inet_diag_msg, the ports in network order: family, state, timer, retransmissions, then struct inet_diag_sockid.
 _ENTRY = struct.Struct("=BBBB2s2s16s16sIIIIIIII")
 _ATTRIBUTE = struct.Struct("=HH")
+_MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address begins with as an IPv6 one
 _RTT, _CWND, _UNSENT, _SEND_WINDOW = 68, 80, 144, 228  # where they stand in struct tcp_info
 
 
@@ -36,7 +43,8 @@ class Entry(NamedTuple):
 
     Attributes:
         state: as numbered above.
-        local, peer: addresses and ports, "10.77.0.1:40000".
+        local, peer: addresses and ports, "10.77.0.1:40000", "[fd77::1]:40000". An IPv4 client of an IPv6 socket has
+            its IPv4 address, not the one that IPv6 maps it to (RFC 4291, 2.5.5.2).
         receive_queue: of a listener the connections that wait for accept(2), else bytes that wait to be read.
         send_queue: of a listener its backlog, else bytes that wait to be sent or acknowledged.
         inode: ``os.fstat(sock.fileno()).st_ino`` of the socket; 0 before it is accepted.
@@ -76,7 +84,7 @@ class Entry(NamedTuple):
 
 
 def request(*, states: int, port: int = 0, info: bool = False) -> bytes:
-    """A dump of a host's IPv4 TCP sockets.
+    """A dump of a host's TCP sockets, those of IPv4 and of IPv6.
 
     Args:
         states: those that are wanted, a bit for each: ``1 << LISTEN | 1 << SYN_RECV``.
@@ -84,11 +92,13 @@ def request(*, states: int, port: int = 0, info: bool = False) -> bytes:
         info: with struct tcp_info.
     """
     extensions = 1 << (INET_DIAG_INFO - 1) if info else 0
-    family, protocol, no_cookie = socket.AF_INET, socket.IPPROTO_TCP, 2**32 - 1
+    no_cookie = 2**32 - 1
     body = _REQUEST.pack(
-        family, protocol, extensions, 0, states, socket.htons(port), 0, bytes(16), bytes(16), 0, no_cookie, no_cookie
+        *(socket.AF_UNSPEC, 0, 0, extensions),
+        *(socket.htons(port), 0, bytes(16), bytes(16), 0, no_cookie, no_cookie),
+        *(states, 0),
     )
-    header = _MESSAGE.pack(_MESSAGE.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
+    header = _MESSAGE.pack(_MESSAGE.size + len(body), TCPDIAG_GETSOCK, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
     return header + body
 
 
@@ -136,9 +146,14 @@ def _entry(body: bytes) -> Entry:
         if kind == INET_DIAG_INFO:
             info = body[at + _ATTRIBUTE.size : at + length]
         at += (length + 3) & ~3
-    size = 4 if family == socket.AF_INET else 16
-    local_name, peer_name = (
-        f"{socket.inet_ntop(family, address[:size])}:{int.from_bytes(number, 'big')}"
-        for address, number in ((local, port), (peer, peer_port))
-    )
-    return Entry(state, local_name, peer_name, receive, send, inode, info)
+    return Entry(state, _name(family, local, port), _name(family, peer, peer_port), receive, send, inode, info)
+
+
+def _name(family: int, address: bytes, port: bytes) -> str:
+    """Address and port, in brackets where the address has colons of its own (RFC 3986, 3.2.2)."""
+    number = int.from_bytes(port, "big")
+    if family == socket.AF_INET:
+        return f"{socket.inet_ntop(family, address[:4])}:{number}"
+    if address.startswith(_MAPPED):
+        return f"{socket.inet_ntop(socket.AF_INET, address[12:])}:{number}"
+    return f"[{socket.inet_ntop(family, address)}]:{number}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from labkit.queues.diag import CONNECTIONS, LISTEN, LISTENERS, SYN_RECV, Entry, 
 
 
 def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads any more: end, without a word
     descriptor, port, period_us = map(int, sys.argv[1:4])
     netlink = socket.socket(fileno=descriptor)
     if sys.argv[4] == "connections":

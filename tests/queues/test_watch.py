@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -125,6 +126,64 @@ def test_listeners_that_share_a_port_are_told_apart(lab: Lab, until: Until) -> N
             assert {inode: listener.limit.last for inode, listener in seen.listeners.items()} == inodes
             assert sum(listener.accept_queue.last for listener in seen.listeners.values()) == 6
             assert seen.limit.last == 16
+
+
+# Listeners on "::", which also take IPv4 clients.
+
+ON_ANY = {
+    "python": [sys.executable, "-c", "import socket, time; s = socket.create_server(('', 8080), "
+               "family=socket.AF_INET6, dualstack_ipv6=True, backlog=4); time.sleep(60)"],
+    # What node listens on where no address is named. Stopped, it accepts nothing.
+    "node": ["node", "-e", "require('net').createServer().listen({port: 8080, backlog: 4})"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", ON_ANY)
+def test_a_listener_on_any_address_is_what_ss_says(
+    lab: Lab, until: Until, listed: Listed, require_program: Callable[[str], str], program: str
+) -> None:
+    if program == "node":
+        require_program("node")
+    with lab.watch(PORT, connections=True) as watch, lab.server.start(ON_ANY[program]) as server:
+        until(lambda: watch.so_far().limit.last == 4)
+        server.send_signal(signal.SIGSTOP)
+        with connecting(lab, 10) as clients:
+            until(lambda: watch.so_far().accept_queue.last == 5)
+            ((state, waiting, limit, address, *_),) = listed("-l")
+            assert (state, waiting, limit, address) == ("LISTEN", "5", "4", f"*:{PORT}")
+            until(lambda: len(watch.so_far().connections) == 5)
+            # By the address that the client has, not by the one that IPv6 maps it to.
+            assert watch.so_far().connections.keys() <= {"{}:{}".format(*each.getsockname()) for each in clients}
+        server.send_signal(signal.SIGCONT)
+
+
+def test_half_open_connections_of_a_listener_on_any_address(lab: Lab, until: Until, listed: Listed) -> None:
+    lab.server.sysctl["net.ipv4.tcp_syncookies"] = "0"
+    with lab.server:
+        listener = socket.create_server(("", PORT), family=socket.AF_INET6, dualstack_ipv6=True)
+    with listener, lab.watch(PORT) as watch:
+        spoofed_syns(lab, range(40000, 40020))
+        until(lambda: watch.so_far().syn_queue.last == 20)
+        assert len(listed("state", "syn-recv")) == 20
+
+
+def test_ipv6_connections_are_named_by_the_client(lab: Lab, until: Until, listed: Listed) -> None:
+    with lab.server:
+        listener = socket.create_server((lab.server.ip6, PORT), family=socket.AF_INET6)
+    with listener, lab.client.socket(socket.AF_INET6) as client:
+        client.connect((lab.server.ip6, PORT))
+        with listener.accept()[0]:
+            client.sendall(bytes(700))
+            for host, queue in (("server", 700), ("client", 0)):
+                with lab.watch(PORT, host, connections=True) as watch:
+                    name = "[{}]:{}".format(*client.getsockname())
+                    until(lambda watch=watch, name=name: name in watch.so_far().connections)
+                    until(
+                        lambda watch=watch, name=name, queue=queue: (
+                            watch.so_far().connections[name].receive_queue.last == queue
+                        )
+                    )
+            assert [line[4] for line in listed()] == [name]
 
 
 # What documentation and source say.
@@ -274,8 +333,8 @@ def test_a_killed_notebook_leaves_no_sampler(python: Callable[..., subprocess.Po
     assert process.stdout is not None
     sampler = int(process.stdout.readline())
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
     until(lambda: not os.path.exists(f"/proc/{sampler}"))
+    assert process.communicate()[1] == ""
 
 
 def test_a_killed_sampler_is_told(lab: Lab) -> None:
