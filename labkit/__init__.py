@@ -19,21 +19,20 @@ from typing import TYPE_CHECKING
 from labkit.lazy import lazy
 
 if TYPE_CHECKING:
-    from labkit.doctor import doctor
-    from labkit.errors import (
-        InvalidValue,
-        LabClosed,
-        LabError,
-        LabUnavailable,
-        MeasurementFailed,
-        NameTaken,
-        NotAvailableHere,
-        NotReady,
-        ProgramNotFound,
-    )
-    from labkit.lab import Lab
-    from labkit.network.host import Host
-    from labkit.network.link import Link, Rule
+    from labkit.doctor import doctor as doctor
+    from labkit.errors import InvalidValue as InvalidValue
+    from labkit.errors import LabClosed as LabClosed
+    from labkit.errors import LabError as LabError
+    from labkit.errors import LabUnavailable as LabUnavailable
+    from labkit.errors import MeasurementFailed as MeasurementFailed
+    from labkit.errors import NameTaken as NameTaken
+    from labkit.errors import NotAvailableHere as NotAvailableHere
+    from labkit.errors import NotReady as NotReady
+    from labkit.errors import ProgramNotFound as ProgramNotFound
+    from labkit.lab import Lab as Lab
+    from labkit.network.host import Host as Host
+    from labkit.network.link import Link as Link
+    from labkit.network.link import Rule as Rule
 
 __version__ = "0.1.0"
 
@@ -54,22 +53,7 @@ _HOME = {
     "doctor": "labkit.doctor",
 }
 
-__all__ = [
-    "Host",
-    "InvalidValue",
-    "Lab",
-    "LabClosed",
-    "LabError",
-    "LabUnavailable",
-    "Link",
-    "MeasurementFailed",
-    "NameTaken",
-    "NotAvailableHere",
-    "NotReady",
-    "ProgramNotFound",
-    "Rule",
-    "doctor",
-]
+__all__ = list(_HOME)
 
 
 __getattr__, _ = lazy(__name__, _HOME)

@@ -98,8 +98,6 @@ MET = {
     "labkit.handshakes.phases": ["Timeline", "connections", "evidence", "timeline"],
     "labkit.load.load": ["Load", "load"],
     "labkit.load.server_process": ["ServerProcess"],
-    "labkit.load.trial": ["Trial", "trial"],
-    "labkit.load.workers": ["process", "readable", "thread"],
     "labkit.network.host": ["Counters", "Sysctl"],
     "labkit.network.link": ["Counts"],
     "labkit.network.process": ["Completed", "Program"],

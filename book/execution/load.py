@@ -6,9 +6,9 @@ from typing import Any
 
 from book import recorded
 from book.execution.patterns import WORKERS
+from book.execution.trial import Trial, trial
 from book.execution.workload import FAST, MIX, SLOW
 from labkit.lab import Lab
-from labkit.load.trial import Trial, trial
 
 CLIENTS = 16
 SECONDS = 0.6

@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 
 from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.execution.workers import process
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed, NotReady
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
 from labkit.load.server_process import ServerProcess
-from labkit.load.workers import process
 from labkit.queues.run_queue import state
 from labkit.waiting import wait_until
 

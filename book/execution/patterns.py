@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 from book.execution import workload
+from book.execution.workers import EPOLLEXCLUSIVE, Start, process, readable, thread
 from book.execution.workload import work
-from labkit.load.workers import EPOLLEXCLUSIVE, Start, process, readable, thread
 
 WORKERS = 4
 

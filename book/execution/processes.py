@@ -13,12 +13,12 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.execution.apart import by_value, watched
+from book.execution.workers import process
 from book.learn.judging import serving
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
 from labkit.lab import Lab
-from labkit.load.workers import process
 from labkit.queues.run_queue import ThreadTimes
 
 TEXT = Text(__file__)

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from book.execution.workers import Start, process, thread
 from labkit.errors import LabError, NotReady
 from labkit.lab import Lab
 from labkit.load.server_process import ServerProcess
-from labkit.load.workers import Start, process, thread
 
 START_S = 20.0
 PORT = 8080

@@ -10,8 +10,8 @@ from labkit.network.tiers import origin
 from labkit.plots import Picture, style
 
 if TYPE_CHECKING:
+    from book.execution.trial import Trial
     from labkit.load.load import Load
-    from labkit.load.trial import Trial
     from labkit.queues.run_queue import ThreadTimes
 
 

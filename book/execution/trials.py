@@ -33,8 +33,8 @@ from labkit.plots.style import (
 )
 
 if TYPE_CHECKING:
+    from book.execution.trial import Trial
     from labkit.load.load import Load
-    from labkit.load.trial import Trial
     from labkit.queues.run_queue import ThreadTimes
 
 MOST = 6

@@ -27,7 +27,7 @@ from typing import Any
 
 from labkit import child
 from labkit.errors import InvalidValue, LabClosed, LabError, NameTaken, NotReady
-from labkit.load.workers import call_this_thread, name_threads
+from labkit.load.thread_names import call_this_thread, name_threads
 from labkit.network.host import Host
 from labkit.network.link import check_port
 from labkit.network.process import Program

@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING
 from labkit.lazy import lazy
 
 if TYPE_CHECKING:
-    from labkit.servers.authority import Authority
-    from labkit.servers.background import Server
-    from labkit.servers.early_data import EarlyDataServer
-    from labkit.servers.http import HttpServer
-    from labkit.servers.http3 import Http3Server
-    from labkit.servers.log import Log, LogEntry
-    from labkit.servers.messages import Handler, Request, Response
-    from labkit.servers.page import Page
+    from labkit.servers.authority import Authority as Authority
+    from labkit.servers.background import Server as Server
+    from labkit.servers.early_data import EarlyDataServer as EarlyDataServer
+    from labkit.servers.http import HttpServer as HttpServer
+    from labkit.servers.http3 import Http3Server as Http3Server
+    from labkit.servers.log import Log as Log
+    from labkit.servers.log import LogEntry as LogEntry
+    from labkit.servers.messages import Handler as Handler
+    from labkit.servers.messages import Request as Request
+    from labkit.servers.messages import Response as Response
+    from labkit.servers.page import Page as Page
 
 _HOME = {
     "Authority": "labkit.servers.authority",
@@ -40,18 +43,6 @@ _HOME = {
     "Server": "labkit.servers.background",
 }
 
-__all__ = [
-    "Authority",
-    "EarlyDataServer",
-    "Handler",
-    "Http3Server",
-    "HttpServer",
-    "Log",
-    "LogEntry",
-    "Page",
-    "Request",
-    "Response",
-    "Server",
-]
+__all__ = list(_HOME)
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import pytest
 
+from book.execution.workers import process
 from labkit import InvalidValue, Lab, LabClosed, LabError, NameTaken, NotAvailableHere
 from labkit.load.server_process import ServerProcess, listening
-from labkit.load.workers import process
 
 Address = tuple[str, int]
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from looking import boxes, look_at, overlaps, texts
 
+from book.execution.trial import Trial
 from book.execution.trials import plot_trials
 from labkit import InvalidValue, Lab, LabClosed
 from labkit.load.load import Load
-from labkit.load.trial import Trial
 from labkit.plots import Picture, live, plot_buffers, plot_queues
 from labkit.queues.fill import fill
 from labkit.queues.history import ConnectionHistory, History, ListenerHistory, Steps

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from book.execution import patterns
+from book.execution.trial import Trial, trial
+from book.execution.workers import thread
 from book.execution.workload import FAST, MIX, RESPONSE, SLOW
 from labkit import InvalidValue, Lab
 from labkit.load.server_process import ServerProcess, listening
-from labkit.load.trial import Trial, trial
-from labkit.load.workers import thread
 
 # Each pattern, how many sockets it listens with, and the names of what serves.
 PATTERNS: list[tuple[Callable[..., Any], tuple[Any, ...], int, str]] = [

@@ -1,4 +1,4 @@
-"""What servers with workers need: to start one, in a thread or in a process of its own, and to wait for sockets."""
+"""How the chapter's servers start their workers, in threads or processes, and wait for sockets."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
-COMM_BYTES = 15  # of a name the kernel keeps so many
+from labkit.load.thread_names import call_this_thread
+
 PR_SET_PDEATHSIG = 1
 EPOLLEXCLUSIVE: int = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # where there is no epoll, cells can still be defined
 
@@ -49,25 +49,3 @@ def process(name: str, function: Callable[..., object], *args: Any) -> None:
 def readable(selector: selectors.BaseSelector) -> list[socket.socket]:
     """Wait until some of a selector's sockets can be read or accepted from. Returns those."""
     return [key.fileobj for key, _ in selector.select()]  # type: ignore[misc]
-
-
-def call_this_thread(name: str) -> None:
-    """Let the kernel know a thread's name, which Python before 3.14 does not."""
-    Path("/proc/thread-self/comm").write_bytes(name.encode()[:COMM_BYTES])
-
-
-def name_threads() -> None:
-    """From now on the kernel knows each new thread of this process by its name."""
-    start = threading.Thread.start
-
-    def start_named(thread: threading.Thread) -> None:
-        run = thread.run
-
-        def run_named() -> None:
-            call_this_thread(thread.name)
-            run()
-
-        thread.run = run_named  # type: ignore[method-assign]
-        start(thread)
-
-    threading.Thread.start = start_named  # type: ignore[assignment, method-assign]
