@@ -59,7 +59,7 @@ _FLOOD = """
 import socket, sys, time
 count, rate = int(sys.argv[1]), int(sys.argv[2])
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.connect(("10.77.0.2", 9))
+sock.connect((sys.argv[3], 9))
 data, start = bytes(100), time.monotonic()
 for number in range(count):
     while time.monotonic() - start < number / rate:
@@ -239,7 +239,9 @@ def _captured(lab: Lab) -> dict[str, float]:
     """Datagrams at a steady rate from a process of their own, captured at both ends of the wire."""
     with lab["server"].socket(socket.AF_INET, socket.SOCK_DGRAM) as sink, lab.capture() as capture:
         sink.bind((lab["server"].ip, 9))
-        lab["client"].run([sys.executable, "-c", _FLOOD, str(DATAGRAMS), str(DATAGRAMS_PER_S)]).check()
+        lab["client"].run(
+            [sys.executable, "-c", _FLOOD, str(DATAGRAMS), str(DATAGRAMS_PER_S), lab["server"].ip]
+        ).check()
     stamps = [frame.time_ns for frame in capture.frames if frame.sent and frame.host == "client"]
     missing = DATAGRAMS - len(stamps) + capture.dropped
     return {"capture_pps": len(stamps) / ((stamps[-1] - stamps[0]) / 1e9), "capture_dropped": missing}

@@ -14,18 +14,18 @@ from labkit import Lab, LabClosed, Link
 
 def test_a_lab_shows_what_it_is(lab: Lab) -> None:
     assert list(lab.hosts) == ["client", "server"]
-    assert (lab.client.ip, lab.server.ip) == ("10.77.0.1", "10.77.0.2")
+    assert (lab.client.ip, lab.server.ip) == ("192.0.2.1", "192.0.2.2")
     assert (lab.client.fqdn, lab.server.fqdn) == ("client.lab", "server.lab")
     assert lab["client"] is lab.client is lab.hosts["client"]
     assert lab.client.lab is lab
-    assert repr(lab) == "<Lab client.lab 10.77.0.1, server.lab 10.77.0.2, RTT 10 ms, tier kernel>"
+    assert repr(lab) == "<Lab client.lab 192.0.2.1, server.lab 192.0.2.2, RTT 10 ms, tier kernel>"
     assert repr(lab.wire) == "<Wire client 10 ms, server 0 ms>"
 
 
 def test_hosts_by_name_and_by_link() -> None:
     with Lab(rtt_ms=0, hosts={"proxy": Link(), "far": Link(rtt_ms=30)}) as lab:
         assert lab.far.link.rtt_ms == 30
-        assert [host.ip for host in lab.hosts.values()] == [f"10.77.0.{number}" for number in (1, 2, 3, 4)]
+        assert [host.ip for host in lab.hosts.values()] == [f"192.0.2.{number}" for number in (1, 2, 3, 4)]
         for source, destination in ((lab.proxy, lab.far), (lab.server, lab.proxy), (lab.far, lab.client)):
             with destination, socket.create_server(("", 80)), source:
                 socket.create_connection((destination.fqdn, 80), timeout=10).close()

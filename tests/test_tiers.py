@@ -74,7 +74,7 @@ def rehearsal(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("the rehearsal itself needs user namespaces")
 
 
-# A cell that shows its lab: <Lab client.lab 10.77.0.1, …, RTT 40 ms, tier kernel>
+# A cell that shows its lab: <Lab client.lab 192.0.2.1, …, RTT 40 ms, tier kernel>
 REPORT = re.compile(r"<Lab client\.lab .*, tier ([^>]+)>")
 
 

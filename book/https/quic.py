@@ -25,7 +25,7 @@ from labkit.servers import Http3Server
 TEXT = Text(__file__)
 
 RTT_MS = 40
-NOWHERE = ("10.77.0.2", 443)  # an address that nothing is sent to
+NOWHERE = ("203.0.113.1", 443)  # an address that nothing is sent to
 CRYPTO = 0x06  # type of the frame (RFC 9000, section 19.6)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from labkit.errors import LabClosed
 from labkit.loopback.frames import Endpoint
 from labkit.loopback.relay import LOOPBACK_ADDRESS
-from labkit.network import engine
+from labkit.network import addresses, engine
 
 ANSWER_TIMEOUT_S = 20.0
 Address = tuple[str, int]  # of the lab
@@ -116,7 +116,7 @@ class Bindings:
         """The client behind a connection that a listener has accepted: through the relay, or a neighbour's."""
         reply = self.relay.ask({"op": "peer", "real": real[1]})
         if reply:
-            return f"10.77.0.{reply['number']}", reply["port"]
+            return addresses.ipv4(reply["number"]), reply["port"]
         return self._addresses.get((kind, real[1]), real)
 
     def source(self, kind: int, real: Address) -> Address:
@@ -131,7 +131,7 @@ class Bindings:
 
     def _know_mouth(self, endpoint: Endpoint, port: int) -> None:
         self.mouths[endpoint] = port
-        self._behind[port] = f"10.77.0.{endpoint.number}", endpoint.port
+        self._behind[port] = addresses.ipv4(endpoint.number), endpoint.port
 
     def unbind(self, kind: int, endpoint: Endpoint, real_port: int) -> None:
         """A socket that was bound is closed, and its endpoint free, if no other has taken its place."""

@@ -6,15 +6,19 @@ Sources: RFC 791 and 1071 (IPv4 and its checksum), RFC 9293 (TCP), RFC 768 (UDP)
 from __future__ import annotations
 
 import array
+import socket
 import struct
 import sys
 from typing import NamedTuple
+
+from labkit.network import addresses
 
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 TCP, UDP = 6, 17
 MAX_PAYLOAD = 1448  # of a TCP segment, as on a kernel's link of 1500 bytes
 TCP_START, UDP_START = 54, 42  # where the payload begins
 
+_NETWORK = socket.inet_aton(addresses.ipv4(0))[:3]
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _TCP = struct.Struct("!HHIIBBHHH")
 
@@ -27,7 +31,7 @@ class Endpoint(NamedTuple):
 
     @property
     def ip(self) -> bytes:
-        return bytes([10, 77, 0, self.number])
+        return _NETWORK + bytes([self.number])
 
 
 def tcp_frame(

@@ -23,6 +23,7 @@ from typing import Any
 from labkit.loopback.bindings import Address, Bindings, RelayClient
 from labkit.loopback.frames import Endpoint
 from labkit.loopback.relay import LOOPBACK_ADDRESS
+from labkit.network import addresses
 from labkit.network.sockets import Layer, find, unknown
 
 OPEN_TIMEOUT_S = 127.0  # as long as Linux sends SYNs, with net.ipv4.tcp_syn_retries as it is
@@ -50,7 +51,7 @@ class Place:
 
     @property
     def ip(self) -> str:
-        return f"10.77.0.{self.number}"
+        return addresses.ipv4(self.number)
 
 
 _places: dict[int, Place] = {}  # by descriptor
@@ -88,9 +89,9 @@ def _resolve(place: Place, address: Any) -> Endpoint | Address:
         raise unknown(hosts, name)
     if name in ANY or name == "localhost" or name.startswith("127.") or name == place.ip:
         return LOOPBACK_ADDRESS, port
-    if not name.startswith("10.77.0."):
+    number = addresses.number_of(name)
+    if number is None:
         raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))
-    number = int(name.rsplit(".", 1)[1])
     if not 1 <= number <= len(hosts):
         raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
     return Endpoint(number, port)
@@ -239,7 +240,7 @@ def _begin(self: socket.socket, place: Place, address: Any) -> Any:
         place.endpoint = Endpoint(place.number, place.real_port)
         bindings.know(place.kind, place.real_port, (place.ip, place.real_port))
     place.address = place.ip, place.endpoint.port
-    place.peer = (f"10.77.0.{target.number}" if isinstance(target, Endpoint) else str(address[0])), address[1]
+    place.peer = (addresses.ipv4(target.number) if isinstance(target, Endpoint) else str(address[0])), address[1]
     if place.kind == socket.SOCK_DGRAM or not isinstance(target, Endpoint):
         return None
     return bindings.open(place.endpoint, target, place.real_port)

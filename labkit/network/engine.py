@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from labkit.errors import LabClosed
+from labkit.network import addresses
 from labkit.network.link import Counts, Link, Rule
 from labkit.network.ring import RingFrame
 
@@ -137,7 +138,7 @@ class Engine(ABC):
         """One more host, plugged into the wire."""
         self.check_open()
         number = len(self.hosts) + 1
-        address, interface = self._make_host(number, name, f"10.77.0.{number}", f"fd77::{number}")
+        address, interface = self._make_host(number, name, addresses.ipv4(number), addresses.ipv6(number))
         self._ask_wire({"op": "attach", "number": number, "host": name, "interface": interface})
         self.hosts[name], self.links[name] = address, Link()
         return address

@@ -30,7 +30,7 @@ import sys
 import traceback
 from typing import Any
 
-from labkit.network import rpc, wire
+from labkit.network import addresses, rpc, wire
 from labkit.network.namespaces import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -154,9 +154,9 @@ class Helper:
             # All neighbours are known. With NOARP the kernel asks for none and joins no multicast group, so no
             # ARP, neighbour solicitation or MLD report ever stands between the packets of a lesson.
             route.set_flags(eth0, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP)
-            route.add_address(eth0, host.ip, 24)
+            route.add_address(eth0, host.ip, addresses.PREFIX)
             if host.ip6:
-                route.add_address(eth0, host.ip6, 64)
+                route.add_address(eth0, host.ip6, addresses.PREFIX6)
         for other in self.hosts.values():
             if other is not host:
                 self.introduce(host, other)

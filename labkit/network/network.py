@@ -32,7 +32,7 @@ class Network:
     """Hosts joined by a wire, without privilege.
 
     Args:
-        links: the hosts, in the order of their addresses (10.77.0.1, 10.77.0.2, …), each with its link.
+        links: the hosts, in the order of their addresses (192.0.2.1, 192.0.2.2, …), each with its link.
         seed: for every random decision of the wire.
         name: opening a second network of the same name closes the first, so that a cell can be run twice.
         engine: what starts the engine that makes the hosts, see labkit.network.engine.

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 
     Attributes:
         state: as numbered above.
-        local, peer: addresses and ports, "10.77.0.1:40000", "[fd77::1]:40000". An IPv4 client of an IPv6 socket has
+        local, peer: addresses and ports, "192.0.2.1:40000", "[2001:db8::1]:40000". An IPv4 client of an IPv6 socket has
             its IPv4 address, not the one that IPv6 maps it to (RFC 4291, 2.5.5.2).
         receive_queue: of a listener the connections that wait for accept(2), else bytes that wait to be read.
         send_queue: of a listener its backlog, else bytes that wait to be sent or acknowledged.

@@ -93,7 +93,7 @@ class History(Recordable):
         port: the port.
         syn_queue: handshakes of which the last ACK is missing: sockets in SYN_RECV.
         listeners: by the listening socket's inode, ``os.fstat(sock.fileno()).st_ino``: several with SO_REUSEPORT.
-        connections: by the client's address and port, "10.77.0.1:40000" or "[fd77::1]:40000", on either host.
+        connections: by the client's address and port, "192.0.2.1:40000" or "[2001:db8::1]:40000", on either host.
         counters: kernel counters of the host that moved during the run, by how much.
         looks: how often the kernel was asked.
         duration_s: from the first look to the last.

@@ -19,7 +19,7 @@ class LogEntry:
     Attributes:
         time_s: seconds since 1970, the clock that captures use, so that both can be laid side by side.
         event: "connection", "request", "response", "closed" or "error".
-        peer: the client, "10.77.0.1:40000"; empty where it is not known.
+        peer: the client, "192.0.2.1:40000"; empty where it is not known.
         text: one line for a reader.
         facts: the same for a program, for instance {"early_data": True}.
     """

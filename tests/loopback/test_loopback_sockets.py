@@ -62,14 +62,14 @@ def echo(host: Host, port: int = 7) -> Iterator[list[tuple[object, ...]]]:
 
 def test_addresses_are_those_of_the_lab(lab: Lab) -> None:
     with lab.server, socket.create_server(("server.lab", 443)) as listener:
-        assert listener.getsockname() == ("10.77.0.2", 443)
+        assert listener.getsockname() == ("192.0.2.2", 443)
     with echo(lab.server) as seen, lab.client, socket.create_connection(("server", 7)) as client:
-        assert client.getpeername() == ("10.77.0.2", 7)
+        assert client.getpeername() == ("192.0.2.2", 7)
         ip, port = client.getsockname()
-        assert ip == "10.77.0.1"
+        assert ip == "192.0.2.1"
         client.sendall(b"x")
         assert client.recv(1) == b"x"
-    assert seen == [((ip, port), (ip, port), ("10.77.0.2", 7))]
+    assert seen == [((ip, port), (ip, port), ("192.0.2.2", 7))]
 
 
 def test_everything_listens_on_127_0_0_1(lab: Lab) -> None:
@@ -116,8 +116,8 @@ def test_a_closed_listener_refuses(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("address", "number"),
     [
-        (("10.77.0.99", 80), errno.EHOSTUNREACH),
-        (("192.0.2.1", 80), errno.ENETUNREACH),
+        (("192.0.2.99", 80), errno.EHOSTUNREACH),
+        (("198.51.100.1", 80), errno.ENETUNREACH),
         (("127.0.0.1", 80), errno.ECONNREFUSED),
         (("client.lab", 80), errno.ECONNREFUSED),
     ],
@@ -189,15 +189,15 @@ def test_datagrams_know_where_they_come_from(lab: Lab) -> None:
         with lab.client, socket.socket(type=socket.SOCK_DGRAM) as client:
             client.sendto(b"question", ("server.lab", 53))
             data, peer = server.recvfrom(100)
-            assert (data, peer) == (b"question", ("10.77.0.1", client.getsockname()[1]))
+            assert (data, peer) == (b"question", ("192.0.2.1", client.getsockname()[1]))
             server.sendmsg([b"ans", b"wer"], [], 0, peer)
             data, _, _, source = client.recvmsg(100)
-            assert (data, source) == (b"answer", ("10.77.0.2", 53))
+            assert (data, source) == (b"answer", ("192.0.2.2", 53))
         with lab.client, socket.socket(type=socket.SOCK_DGRAM) as connected:
             connected.connect(("server.lab", 53))
             connected.send(b"again")
             assert server.recvfrom(100)[0] == b"again"
-            assert connected.getpeername() == ("10.77.0.2", 53)
+            assert connected.getpeername() == ("192.0.2.2", 53)
 
 
 def test_sockets_of_the_notebook_stay_its_own(lab: Lab) -> None:
@@ -291,7 +291,7 @@ def test_websockets(lab: Lab) -> None:
                     await client.send("me")
                     return await client.recv()
 
-    assert asyncio.run(chat()) == "hello 'me' from 10.77.0.1"
+    assert asyncio.run(chat()) == "hello 'me' from 192.0.2.1"
 
 
 def test_an_aioquic_endpoint(lab: Lab) -> None:
@@ -377,8 +377,8 @@ def test_tls_keeps_the_lab_under_it(lab: Lab) -> None:
         client_context: ssl.SSLContext = lab.authority.client_context()
         with lab.client, socket.create_connection(("server.lab", 8443)) as sock:
             with client_context.wrap_socket(sock, server_hostname="server.lab") as tls:
-                assert tls.recv(100) == b"'10.77.0.1'"
-                assert tls.getsockname()[0] == "10.77.0.1"
+                assert tls.recv(100) == b"'192.0.2.1'"
+                assert tls.getsockname()[0] == "192.0.2.1"
         thread.join(10)
 
 

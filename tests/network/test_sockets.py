@@ -218,7 +218,7 @@ def test_names_resolve_to_this_labs_hosts(lab: Lab) -> None:
         assert entry[4][:2] == (lab.server.ip6, 443)
         assert socket.getaddrinfo(b"server.lab", 80, type=socket.SOCK_STREAM)[0][4] == (lab.server.ip, 80)
         assert socket.gethostbyaddr(lab.server.ip)[0] == "server.lab"
-        assert socket.getfqdn("10.77.0.2") == "server.lab"
+        assert socket.getfqdn("192.0.2.2") == "server.lab"
 
 
 @pytest.mark.parametrize("look_up", ["getaddrinfo", "gethostbyname"])
@@ -368,9 +368,9 @@ def test_asyncio_streams_and_datagrams(lab: Lab) -> None:
                 reader, writer = await asyncio.open_connection("server.lab", 7)
                 asking, ask = await loop.create_datagram_endpoint(Ask, remote_addr=("server.lab", 7))
             writer.write(b"hello\n")
-            assert await reader.read() == b"hello\n10.77.0.1"
+            assert await reader.read() == b"hello\n192.0.2.1"
             asking.sendto(b"udp ")
-            assert await ask.answer == b"udp 10.77.0.1"
+            assert await ask.answer == b"udp 192.0.2.1"
             writer.close()
             await writer.wait_closed()
             asking.close()

@@ -311,7 +311,7 @@ def test_the_counts_add_up_with_every_fault_at_once() -> None:
 def test_broadcasts_go_nowhere_and_are_counted(lab: Lab) -> None:
     with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        sock.sendto(b"all", ("10.77.0.255", 9))
+        sock.sendto(b"all", ("192.0.2.255", 9))
     assert balance(lab)["unaddressed"] == 1
 
 

@@ -27,7 +27,7 @@ from labkit.queues.run_queue import ThreadTimes
 from labkit.queues.watch import Watch
 from labkit.waiting import wait_until
 
-CLIENT = "10.77.0.1:40000"
+CLIENT = "192.0.2.1:40000"
 EMPTY = History(
     host="server", port=8080, syn_queue=Steps(), listeners={}, connections={}, counters={}, looks=0, duration_s=0.0,
     cpu_s=0.0, started_ns=10**18, tier="kernel",

@@ -60,7 +60,7 @@ def message(kind: int, body: bytes) -> bytes:
 
 def test_an_answer_is_read_to_its_end() -> None:
     entry = (
-        struct.pack("=BBBB", socket.AF_INET, 10, 0, 0) + b"\x00\x50\x00\x00" + socket.inet_aton("10.77.0.2") + bytes(28)
+        struct.pack("=BBBB", socket.AF_INET, 10, 0, 0) + b"\x00\x50\x00\x00" + socket.inet_aton("192.0.2.2") + bytes(28)
         + struct.pack("=IIIIIIII", 0, 0, 0, 0, 3, 7, 0, 4711)
     )  # fmt: skip
     data = message(20, entry) + message(diag.NLMSG_DONE, bytes(4))
@@ -68,7 +68,7 @@ def test_an_answer_is_read_to_its_end() -> None:
     assert end is None
     assert found is not None
     assert (found.local, found.peer, found.receive_queue, found.send_queue, found.inode) == (
-        "10.77.0.2:80", "0.0.0.0:0", 3, 7, 4711,
+        "192.0.2.2:80", "0.0.0.0:0", 3, 7, 4711,
     )  # fmt: skip
     assert (found.rtt_us, found.cwnd, found.unsent, found.send_window) == (0, 0, 0, 0)
 

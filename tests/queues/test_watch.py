@@ -242,7 +242,7 @@ def spoofed_syns(lab: Lab, ports: range) -> None:
     """From an address of the lab's network that no host has, so nobody answers the SYN-ACK with a RST."""
     with lab.client.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         for port in ports:
-            raw.sendto(syn("10.77.0.200", port, lab.server.ip), (lab.server.ip, 0))
+            raw.sendto(syn("192.0.2.200", port, lab.server.ip), (lab.server.ip, 0))
 
 
 FLOOD = """
