@@ -1,20 +1,22 @@
 """What each captured packet carries, by name: "SYN", "ClientHello", "GET / HTTP/1.1", "STREAM".
 
 ``dissect`` is a pure function: transits and secrets in, one ``Dissected`` for each transit out. Packets are
-sorted into conversations. ``tcp_connection`` puts streams together, ``tls_records``, ``quic_packets`` and
-``http1`` name what is in them, and here each message is given back to the packets that carried it.
+sorted into conversations. ``tcp_connection`` puts streams together, ``tls_records``, ``quic_packets`` and the
+protocols that ``dialogue`` asks name what is in them, and here each message is given back to the packets that
+carried it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Protocol
 
+from labkit.capture.dialogue import Piece, read_dialogue
 from labkit.capture.frames import Transit
 from labkit.capture.headers import ACK, FIN, RST, SYN, Decoded, TcpHeader, decode
-from labkit.capture.http1 import name_http
 from labkit.capture.keylog import KeyLog
 from labkit.capture.messages import Dissected, Flow, Found, Message
 from labkit.capture.quic_packets import read_quic
@@ -119,10 +121,11 @@ def _begin_conversation(decoded: Decoded) -> _Conversation | None:
 
 
 class _TcpConversation:
-    """One TCP connection: its streams may be HTTP, TLS, HTTP inside TLS, or unknown data."""
+    """One TCP connection: its streams may be of a known protocol, TLS, a protocol inside TLS, or unknown data."""
 
     def __init__(self) -> None:
         self.connection = Connection()
+        self.port = 0
 
     def ends_before(self, decoded: Decoded) -> bool:
         return decoded.tcp is not None and self.connection.is_new(decoded.tcp)
@@ -130,6 +133,7 @@ class _TcpConversation:
     def add(self, packet: Dissected) -> Dissected:
         decoded = packet.headers
         assert decoded.tcp is not None
+        self.port = decoded.destination_port if packet.from_client else decoded.source_port
         repeats = self.connection.add(decoded, packet.from_client, packet.index, not packet.lost)
         name, extra = _tcp_name(decoded.tcp, decoded)
         control: tuple[Message, ...] = ()
@@ -143,27 +147,54 @@ class _TcpConversation:
 
     def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
         self.connection.settle()
-        client, server = (self.connection.streams[side].assemble() for side in (True, False))
-        starts = [_tls_start(chunks[0]) if chunks else None for chunks in (client, server)]
+        sides = {side: self.connection.streams[side].assemble() for side in (True, False)}
+        starts = {side: _tls_start(chunks[0]) if chunks else None for side, chunks in sides.items()}
         # Only what stands before the first gap can be opened: after it nobody knows the record numbers.
-        streams = [
-            chunks[0].data[start:] if start is not None else b""
-            for chunks, start in zip((client, server), starts, strict=True)
-        ]
-        records = read_tls(streams[0], streams[1], secrets)
+        client, server = (
+            chunks[0].data[start:] if (start := starts[side]) is not None else b"" for side, chunks in sides.items()
+        )
+        tls = dict(zip(sides, read_tls(client, server, secrets), strict=True))
+        pieces = {side: _pieces(chunks, starts[side], tls[side]) for side, chunks in sides.items()}
+        whole = {side: self.connection.begins(side) and chunks[:1] != [] and chunks[0].start == 0
+                 for side, chunks in sides.items()}  # fmt: skip
         messages: dict[int, list[Message]] = {}
-        for chunks, start, tls, from_client in zip((client, server), starts, records, (True, False), strict=True):
-            found: list[tuple[int, int, Message]] = []
-            for number, chunk in enumerate(chunks):
-                if number > 0:
-                    start = _tls_start(chunk)
-                    tls = read_tls(chunk.data[start:], b"", KeyLog())[0] if start is not None else []
-                found += _place(chunk, start, tls)
-            begins, ends = [begin for begin, _, _ in found], [end for _, end, _ in found]
-            for segment in self.connection.streams[from_client].segments:
-                inside = found[bisect_right(ends, segment.start) : bisect_left(begins, segment.end)]
-                messages[segment.index] = [message for _, _, message in inside]
+        for side, found in self._named(pieces, (whole[True], whole[False])).items():
+            self._give_to_packets(found, side, sides[side], messages)
         return messages
+
+    def _named(self, pieces: dict[bool, list[Piece]], begins: tuple[bool, bool]) -> dict[bool, list[Found]]:
+        """Name what stands in the data. What is no data has its name already."""
+        # Early data that the server did not take is said once more: it is no part of what they say to each other.
+        said, rejected, named = dict[bool, list[Piece]](), list[Piece](), dict[bool, list[Found]]()
+        for side, all_pieces in pieces.items():
+            data = [piece for piece in all_pieces if piece.found is None or piece.found.role == "data"]
+            said[side] = [piece for piece in data if piece.found is None or not piece.found.rejected]
+            rejected += [piece for piece in data if piece.found is not None and piece.found.rejected]
+            named[side] = [
+                piece.found for piece in all_pieces if piece.found is not None and piece.found.role != "data"
+            ]
+        for client, server in (
+            read_dialogue(said[True], said[False], begins, self.port),
+            read_dialogue(rejected, [], (True, False), self.port),
+        ):
+            named[True] += client
+            named[False] += server
+        return {side: sorted(found, key=lambda message: (message.start, message.end)) for side, found in named.items()}
+
+    def _give_to_packets(
+        self, found: list[Found], side: bool, chunks: list[Chunk], messages: dict[int, list[Message]]
+    ) -> None:
+        """Tell for each packet which messages it carried bytes of."""
+        made, chunk_starts = [], [chunk.start for chunk in chunks]
+        for item in found:
+            chunk = chunks[bisect_right(chunk_starts, item.start) - 1]
+            made.append(item.message(*chunk.packets(item.start, item.end)))
+        begins = [item.start for item in found]
+        # Ends may stand in another order than beginnings: a TLS alert between two records of one HTTP message.
+        ends = list(accumulate((item.end for item in found), max))
+        for segment in self.connection.streams[side].segments:
+            inside = range(bisect_right(ends, segment.start), bisect_left(begins, segment.end))
+            messages[segment.index] = [made[number] for number in inside if found[number].end > segment.start]
 
 
 def _tcp_name(header: TcpHeader, decoded: Decoded) -> tuple[str, str]:
@@ -199,22 +230,27 @@ def _tls_start(chunk: Chunk) -> int | None:
     return None
 
 
-def _place(chunk: Chunk, tls_start: int | None, tls: list[Found]) -> Iterator[tuple[int, int, Message]]:
-    """Make messages of what was found in a chunk: start and end in the stream, and the message."""
-    clear_end = chunk.start + (len(chunk.data) if tls_start is None else tls_start)
-    found = [
-        Found("DATA", "data", f"{len(part.data)} bytes", "", part.start, part.end, len(part.data), part.data)
-        for part in chunk.parts
-        if part.start < clear_end
-    ]
-    found += [replace(message, start=message.start + clear_end, end=message.end + clear_end) for message in tls]
-    for message in name_http(found):
-        yield message.start, message.end, _message(message, *chunk.packets(message.start, message.end))
-
-
-def _message(found: Found, first: int, last: int) -> Message:
-    place = (found.level, first, last, found.length)
-    return Message(found.protocol, found.name, found.detail, *place, found.data, found.stream, found.fin)
+def _pieces(chunks: list[Chunk], tls_start: int | None, tls: list[Found]) -> list[Piece]:
+    """What a side sends, in order: the data of segments in the clear, and what was found in TLS."""
+    pieces: list[Piece] = []
+    arrival = 0
+    for number, chunk in enumerate(chunks):
+        if number > 0:
+            pieces.append(Piece(arrival, None))
+            tls_start = _tls_start(chunk)
+            tls = read_tls(chunk.data[tls_start:], b"", KeyLog())[0] if tls_start is not None else []
+        clear_end = chunk.start + (len(chunk.data) if tls_start is None else tls_start)
+        found = [
+            Found("DATA", "data", f"{len(part.data)} bytes", "", part.start, part.end, len(part.data), part.data,
+                  role="data")
+            for part in chunk.parts
+            if part.start < clear_end
+        ]  # fmt: skip
+        found += [replace(item, start=item.start + clear_end, end=item.end + clear_end) for item in tls]
+        for item in found:
+            arrival = max(arrival, chunk.packets(item.start, item.end)[1])
+            pieces.append(Piece(arrival, item))
+    return pieces
 
 
 class _UdpConversation:
@@ -247,6 +283,6 @@ class _UdpConversation:
         messages: dict[int, list[Message]] = {}
         for index, here in zip(indexes, found, strict=True):
             for item in here:
-                made.setdefault(item, _message(item, indexes[item.start], indexes[item.end]))
+                made.setdefault(item, item.message(indexes[item.start], indexes[item.end]))
             messages[index] = [made[item] for item in here]
         return messages

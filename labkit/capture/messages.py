@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 from labkit.capture.frames import Transit
 from labkit.capture.headers import Decoded, flag_names
@@ -16,14 +17,16 @@ from labkit.errors import InvalidValue
 # The QUIC packets that each level's keys protect.
 PACKET_NAMES = {"initial": "Initial", "early": "0-RTT", "handshake": "Handshake", "application": "1-RTT"}
 
+Role = Literal["", "request", "response", "control", "data"]
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """Something that one side says to the other, of any protocol.
 
     Attributes:
-        protocol: "TCP", "UDP", "TLS", "QUIC", "HTTP", or "DATA" for bytes of a protocol not known here.
-        name: such as "SYN", "ClientHello", "STREAM", "GET / HTTP/1.1"; "data" for "DATA".
+        protocol: "TCP", "UDP", "TLS", "QUIC", "HTTP", "HTTP/2" …, or "DATA" for bytes of a protocol not known here.
+        name: such as "SYN", "ClientHello", "STREAM", "HEADERS", "GET / HTTP/1.1"; "data" for "DATA".
         detail: short: "42 bytes", "early data, 18 bytes", "stream 0, request, 120 bytes, fin".
         level: the keys that protected it: "initial", "early", "handshake" or "application"; "" = in the
             clear; "unknown" = encrypted with keys that are not in the log.
@@ -32,8 +35,14 @@ class Message:
             transit counts only where no other brought its bytes.
         length: payload bytes of it: plaintext, or ciphertext where it could not be opened.
         data: the plaintext; b"" where it could not be opened.
-        stream: ID of the stream of a QUIC STREAM frame, else None.
-        fin: whether a STREAM frame ends its stream.
+        stream: ID of the stream that it belongs to, in protocols that have streams; else None.
+        fin: whether it ends its stream.
+        role: the same in every protocol: "request", "response", "control" (it manages the connection), "data" (bytes of
+            an application, or of a message that began before), or "" where nothing is known.
+        start_line: what a request asks for, or a response's status: "GET / HTTP/1.1"; "GET /", "200" in HTTP/2.
+        status: a response's, as a number; None where there is none.
+        headers: HTTP's fields in their order, names in lower case; those of HTTP/2 that begin with ":" included.
+        label: what a ladder shows, where that is more than the name: "HEADERS 1: GET /".
     """
 
     protocol: str
@@ -46,6 +55,11 @@ class Message:
     data: bytes
     stream: int | None = None
     fin: bool = False
+    role: Role = ""
+    start_line: str = ""
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    label: str = ""
 
     @property
     def hello(self) -> Hello:
@@ -60,7 +74,7 @@ class Found:
     """A message at its place.
 
     Attributes:
-        protocol, name, detail, level, data, stream, fin: as in ``Message``.
+        protocol, name, detail, level, data, stream, fin, role, start_line, status, headers, label: as in ``Message``.
         start: offset of its first byte in the stream, record header included (QUIC: first datagram).
         end: offset after its last byte (QUIC: last datagram).
         length: bytes of plaintext; of ciphertext where it could not be opened.
@@ -78,6 +92,18 @@ class Found:
     stream: int | None = None
     fin: bool = False
     rejected: bool = False
+    role: Role = ""
+    start_line: str = ""
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    label: str = ""
+
+    def message(self, first: int, last: int) -> Message:
+        """The same as a message, with the packets that brought it."""
+        return Message(
+            self.protocol, self.name, self.detail, self.level, first, last, self.length, self.data, self.stream,
+            self.fin, self.role, self.start_line, self.status, self.headers, self.label,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +186,8 @@ class Dissected:
         for message in self.messages:
             if message.protocol != "TCP":
                 early = message.level == "early" and message.name != "EndOfEarlyData"
-                name = f"early data: {message.name}" if early else message.name
+                shown = message.label or message.name
+                name = f"early data: {shown}" if early else shown
                 goes_on = message.first < self.index <= message.last
                 parts.append(f"{name} …" if goes_on else name)
         return parts

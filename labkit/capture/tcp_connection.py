@@ -70,6 +70,10 @@ class Connection:
                 self._syn_data.append(segment)
         return repeats
 
+    def begins(self, from_client: bool) -> bool:
+        """Whether a stream's beginning is known: its SYN was captured."""
+        return from_client in self._syn_seq
+
     def settle(self) -> None:
         """Take back the SYN data that the server did not accept: call it once, after the last segment."""
         accepted = self._syn_data_accepted

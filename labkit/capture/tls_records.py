@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from labkit.capture.keylog import KeyLog
-from labkit.capture.messages import Found, data_detail
+from labkit.capture.messages import Found, Role, data_detail
 from labkit.capture.tls_handshake import KEY_UPDATE, describe_handshake, split_handshake
 from labkit.capture.tls_keys import TLS12_SUITES, Tls12Keys, Tls13Keys
 from labkit.capture.tls_session import CLIENT_HELLO, SERVER_HELLO, Session
@@ -121,11 +121,19 @@ class _Walker:
         return self._found
 
     def _add(
-        self, name: str, level: str, start: int, end: int, data: bytes, detail: str = "", rejected: bool = False
+        self,
+        name: str,
+        level: str,
+        start: int,
+        end: int,
+        data: bytes,
+        detail: str = "",
+        rejected: bool = False,
+        role: Role = "",
     ) -> None:
         size = len(data) or max(end - start - 5, 0)
         detail = detail or data_detail(size, level, rejected)
-        self._found.append(Found("TLS", name, detail, level, start, end, size, data, rejected=rejected))
+        self._found.append(Found("TLS", name, detail, level, start, end, size, data, rejected=rejected, role=role))
 
     def _record(self, header: bytes, body: bytes, start: int, end: int) -> None:
         kind, level, data, data_at = header[0], "", body, start + 5
@@ -155,7 +163,7 @@ class _Walker:
             self._add(f"Alert {name}", level, start, end, data, _ALERT_LEVELS.get(data[0], "unknown level"))
         elif kind == APPLICATION_DATA:
             rejected = level == "early" and self._session.early_accepted is False
-            self._add("Application data", level, start, end, data, rejected=rejected)
+            self._add("Application data", level, start, end, data, rejected=rejected, role="data")
         else:
             name = _RECORD_NAMES.get(kind, f"record of type {kind}")
             self._add(f"malformed {name}" if kind == ALERT else name, level, start, end, data)

@@ -1,0 +1,33 @@
+"""The protocols that captures name: a module each. One that is added here is found, and no other file names it.
+
+A module calls its class ``STREAM`` or ``DATAGRAM`` (see ``labkit.capture.protocol``). Modules whose names begin with
+an underscore are parts of others. All are imported when somebody looks at a capture, and not before.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labkit.capture.protocol import DatagramProtocol, StreamProtocol
+
+
+@cache
+def stream_protocols() -> tuple[type[StreamProtocol], ...]:
+    """The protocols over TCP, in the order of their modules' names."""
+    return _named("STREAM")
+
+
+@cache
+def datagram_protocols() -> tuple[type[DatagramProtocol], ...]:
+    """The protocols over UDP, in the order of their modules' names."""
+    return _named("DATAGRAM")
+
+
+def _named(name: str) -> tuple[Any, ...]:
+    modules = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    found = (getattr(import_module(f"{__name__}.{module}"), name, None) for module in modules)
+    return tuple(protocol for protocol in found if protocol is not None)
