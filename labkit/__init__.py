@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from labkit.lazy import lazy
 
 if TYPE_CHECKING:
+    from labkit.capture.captured import Captured as Captured
     from labkit.doctor import doctor as doctor
     from labkit.errors import InvalidValue as InvalidValue
     from labkit.errors import LabClosed as LabClosed
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Captured": "labkit.capture.captured",
     "Host": "labkit.network.host",
     "InvalidValue": "labkit.errors",
     "Lab": "labkit.lab",

@@ -23,11 +23,21 @@ class Result:
     Args:
         frames: in any order.
         hosts: host name by the last byte of its MAC address.
+        names: host names by IP address. Given (in a file, where no frame's way is known), each frame is there once,
+            neither sent nor lost, between the names or else the addresses in it.
         until_ns: a moment at which the wire was quiet. What was sent after it is left out: a late acknowledgment, for
             instance, would be seen leaving and not arriving, and be taken for a lost packet.
     """
 
-    def __init__(self, frames: Iterable[Frame], hosts: Mapping[int, str], until_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        frames: Iterable[Frame],
+        hosts: Mapping[int, str],
+        until_ns: int | None = None,
+        *,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self._names = names
         self._seen = sorted(frames, key=lambda frame: frame.time_ns)
         self._hosts = hosts
         self._until_ns = until_ns
@@ -44,13 +54,20 @@ class Result:
     @cached_property
     def transits(self) -> tuple[Transit, ...]:
         """See ``Captured.transits``."""
+        if self._names is not None:
+            from labkit.capture.addresses import name_ends
+
+            return tuple(name_ends(self._seen, self._names))
         named = []
         for transit in pair_frames(self._seen):
             if self._until_ns is None or transit.sent_ns is None or transit.sent_ns <= self._until_ns:
-                destination = transit.destination or self._hosts.get(transit.data[5], "")
-                source = transit.source or self._hosts.get(transit.data[11], "")
+                destination = transit.destination or self._host(transit.data[5:6])
+                source = transit.source or self._host(transit.data[11:12])
                 named.append(Transit(transit.sent_ns, transit.received_ns, source, destination, transit.data))
         return tuple(named)
+
+    def _host(self, mac_end: bytes) -> str:
+        return self._hosts.get(mac_end[0], "") if mac_end else ""
 
     def messages(self, secrets: str) -> tuple[Dissected, ...]:
         """See ``Captured.messages``. Worked out again only if this key log has a secret that was missed before.
@@ -75,16 +92,47 @@ class Captured:
         at: "wire", or the name of the host.
         tier: tier of the lab, or where and when it was recorded; it stands on every picture.
         secrets: the session's key log (NSS format).
+        names: host names by IP address, for frames of which each was seen once (see ``Result``).
+        dropped: frames that are missing.
     """
 
     def __init__(
-        self, frames: Sequence[Frame], *, hosts: Mapping[int, str], at: str, tier: str, secrets: str = ""
+        self,
+        frames: Sequence[Frame],
+        *,
+        hosts: Mapping[int, str],
+        at: str,
+        tier: str,
+        secrets: str = "",
+        names: Mapping[str, str] | None = None,
+        dropped: int = 0,
     ) -> None:
         self.at = at
         self.tier = tier
         self.hosts = dict(hosts)
         self._secrets_read = secrets
-        self._result = Result(frames, self.hosts)
+        self._names, self._dropped = names, dropped
+        self._result = Result(frames, self.hosts, names=names)
+
+    @staticmethod
+    def open(path: str | os.PathLike[str], *, keylog: str | os.PathLike[str] | None = None) -> Captured:
+        """Open a capture file of Wireshark, tcpdump, dumpcap or labkit: pcapng or pcap, compressed by gzip or not.
+
+        In such a file each packet stands once, so nothing is known of losses and arrivals. Its hosts are named as the
+        file names them, else by their addresses. A file that labkit saved knows the lab's hosts.
+
+        Args:
+            path: of the file. Its packets have Ethernet, Linux cooked, raw IP or loopback headers.
+            keylog: path of the key log of the TLS or QUIC sessions in it (what SSLKEYLOGFILE names), where the secrets
+                are not in the file itself.
+
+        Returns:
+            the capture. Raises OSError where a file cannot be read; InvalidValue, with file and offset, for what is no
+            capture, is damaged or has other headers, and for a key log without secrets.
+        """
+        from labkit.capture.opened import open_file
+
+        return Captured(**open_file(path, keylog))
 
     def __repr__(self) -> str:
         return f"<Captured at {self.at}, {len(self.frames)} frames, tier: {self.tier}>"
@@ -92,7 +140,7 @@ class Captured:
     @property
     def dropped(self) -> int:
         """Frames that there was no room for. Any but 0 means that the capture has holes."""
-        return 0
+        return self._dropped
 
     @property
     def frames(self) -> tuple[Frame, ...]:
@@ -144,12 +192,15 @@ class Captured:
         """A time–sequence diagram: ``str()`` of it is text, a notebook shows it as a picture.
 
         Args:
-            hosts: names of the hosts from left to right, by default in the order in which the lab made them.
+            hosts: names of the hosts from left to right, by default in the order in which the lab made them; of a file,
+                in which they send.
             acks: show packets that only acknowledge.
         """
         from labkit.capture.ladder import build_ladder
 
-        ladder = build_ladder(self.messages, list(self.hosts.values()) if hosts is None else hosts, acks=acks)
+        if hosts is None:
+            hosts = list(self.hosts.values()) or list(dict.fromkeys(transit.source for transit in self.transits))
+        ladder = build_ladder(self.messages, hosts, acks=acks)
         return replace(ladder, tier=self.tier, missing=self.dropped)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -161,7 +212,7 @@ class Captured:
         from labkit.capture.pcapng import write_pcapng
 
         target = Path(path)
-        write_pcapng(target, self.frames, self.secrets)
+        write_pcapng(target, self.frames, self.secrets, arrivals=self._names is not None)
         return target
 
     def _now(self) -> Result:

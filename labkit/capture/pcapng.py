@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from labkit.capture.capture_file import read_file
 from labkit.capture.frames import Frame
 from labkit.errors import InvalidValue
 
@@ -65,49 +66,21 @@ def write_pcapng(
 
 
 def read_pcapng(path: str | os.PathLike[str]) -> tuple[list[Frame], str]:
-    """Read what ``write_pcapng`` has written, "arrivals" included.
+    """Read what ``write_pcapng`` has written, "arrivals" included. ``Captured.open`` reads other programs' files, too.
 
     Args:
-        path: of the file; compressed where it ends in ".gz".
+        path: of the file, compressed or not.
 
     Returns:
-        the frames and the secrets. Raises OSError; InvalidValue for a file that is not from here.
+        the frames and the secrets. Raises OSError; InvalidValue for a file that is damaged or not from here.
     """
-    content = Path(path).read_bytes()
-    if os.fspath(path).endswith(".gz"):
-        content = gzip.decompress(content)
-    if content[8:12] != struct.pack("<I", _BYTE_ORDER_MAGIC):
-        raise InvalidValue(f"{os.fspath(path)!r} is no pcapng file of labkit's: write it with capture.save()")
-    frames: list[Frame] = []
-    hosts: list[str] = []
-    secrets = ""
-    at = 0
-    while at < len(content):
-        kind, length = struct.unpack_from("<II", content, at)
-        body = content[at + 8 : at + length - 4]
-        if kind == _INTERFACE:
-            hosts.append(_option(body[8:], _OPTION_NAME).decode())
-        elif kind == _SECRETS:
-            size = struct.unpack_from("<I", body, 4)[0]
-            secrets += body[8 : 8 + size].decode()
-        elif kind == _PACKET:
-            interface, high, low, captured, size = struct.unpack_from("<IIIII", body)
-            flags = int.from_bytes(_option(body[20 + len(_padded(bytes(captured))) :], _OPTION_FLAGS), "little")
-            data = body[20 : 20 + captured]
-            frames.append(Frame(high << 32 | low, data, hosts[interface], flags & 3 == _OUTBOUND, size))
-        at += length
-    return frames, secrets
-
-
-def _option(options: bytes, wanted: int) -> bytes:
-    """The value of an option, b"" where it is not there."""
-    at = 0
-    while at + 4 <= len(options):
-        code, size = struct.unpack_from("<HH", options, at)
-        if code == wanted:
-            return options[at + 4 : at + 4 + size]
-        at += 4 + size + -size % 4
-    return b""
+    found = read_file(path)
+    if not found.by_labkit or any(not name or "\ufffd" in name for name in found.interfaces):
+        raise InvalidValue(
+            f"{os.fspath(path)!r} is no file that labkit has written: open it with Captured.open, or save it anew with "
+            "capture.save()"
+        )
+    return found.frames, found.secrets
 
 
 def _first_appearances(frames: Iterable[Frame]) -> list[Frame]:

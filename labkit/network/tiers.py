@@ -45,9 +45,11 @@ def origin(tier: str, verb: str = "Captured") -> str:
     """Where the packets of a picture come from, for its small print.
 
     Args:
-        tier: of the lab, or of a recorded capture, which names the kernel and the day.
+        tier: of the lab, of a recorded capture, which names the kernel and the day, or of a file, which is named.
         verb: what was done here.
     """
+    if tier.startswith("file "):
+        return f"Read from the {tier}."
     if tier.startswith("recorded"):
         return f"{tier[0].upper()}{tier[1:]}: not on this machine."
     return f"{verb} on this machine, tier: {tier}."
