@@ -35,15 +35,15 @@ from labkit.network.namespaces import (
     CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
-    CLONE_NEWUSER,
+    CLONE_NEWUTS,
     MS_BIND,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
     MS_REMOUNT,
     end_with_parent,
+    enter_user_namespace,
     keep_network_capabilities,
-    map_own_user,
     mount,
     setns,
     unshare,
@@ -84,10 +84,11 @@ def mac(number: int, side: int) -> bytes:
 
 
 class Host:
-    """A host's namespace, as the helper knows it."""
+    """A host's namespaces, as the helper knows it: that of its network, and that of its name where there is one."""
 
-    def __init__(self, number: int, name: str, ip: str, ip6: str, namespace: int) -> None:
+    def __init__(self, number: int, name: str, ip: str, ip6: str, namespace: int, uts: int | None) -> None:
         self.number, self.name, self.ip, self.ip6, self.namespace = number, name, ip, ip6, namespace
+        self.uts = uts
 
 
 class Helper:
@@ -129,7 +130,8 @@ class Helper:
         namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         setns(self.base, CLONE_NEWNET)
         wire_side = f"wire{number}"
-        host = Host(number, name, request["ip"], request["ip6"] if self.ipv6 else "", namespace)
+        uts, no_name = own_name(name)
+        host = Host(number, name, request["ip"], request["ip6"] if self.ipv6 else "", namespace, uts)
         with RouteSocket() as route:
             route.add_veth(wire_side, mac(number, 1), INTERFACE, mac(number, 0), namespace)
             index = socket.if_nametoindex(wire_side)
@@ -138,7 +140,7 @@ class Helper:
             route.set_flags(index, IFF_UP, IFF_UP)
         turn_offloads_off(wire_side)
         self.hosts[name] = host
-        refused: dict[str, str] = {}
+        refused = dict(no_name)
         with self.on(name), RouteSocket() as route:
             for sysctl, value in HOST_SYSCTLS.items():
                 try:
@@ -223,7 +225,10 @@ class Helper:
         """In the forked child: enter the host and execute the program. Never returns."""
         try:
             os.setsid()
-            setns(self.hosts[request["host"]].namespace, CLONE_NEWNET)
+            host = self.hosts[request["host"]]
+            setns(host.namespace, CLONE_NEWNET)
+            if host.uts is not None:
+                setns(host.uts, CLONE_NEWUTS)
             for target, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, target)
             # A notebook in the background of a script ignores some by inheritance, and so would the program.
@@ -291,16 +296,23 @@ class Helper:
 
 def enter_namespaces() -> None:
     """New user, mount, network and PID namespaces; only the last three where a root may not have the first."""
-    uid, gid = os.geteuid(), os.getegid()
-    kinds = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID
     try:
-        unshare(CLONE_NEWUSER)
+        enter_user_namespace()
     except OSError:
-        if uid != 0:
+        if os.geteuid() != 0:
             raise
-    else:
-        map_own_user(uid, gid)
-    unshare(kinds)
+    unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID)
+
+
+def own_name(name: str) -> tuple[int | None, dict[str, str]]:
+    """A namespace in which the machine has a host's name, so that a program that asks for the address of its own name
+    (Erlang, Java, sudo) finds it in the hosts file. Returns its descriptor and what the kernel refused."""
+    try:
+        unshare(CLONE_NEWUTS)
+        socket.sethostname(name)
+    except OSError as exc:
+        return None, {"host name": exc.strerror or str(exc)}
+    return os.open("/proc/self/ns/uts", os.O_RDONLY | os.O_CLOEXEC), {}
 
 
 def hosts_file(directory: str) -> dict[str, str]:
@@ -308,6 +320,9 @@ def hosts_file(directory: str) -> dict[str, str]:
     path = os.path.join(directory, "hosts")
     with open(path, "w") as file:
         file.write("127.0.0.1 localhost\n::1 localhost\n")
+        # Where a host cannot have a name of its own, its programs ask for the machine's. As Debian has it.
+        file.write(f"127.0.1.1 {socket.gethostname()}\n")
+    os.chmod(path, 0o644)  # whatever the umask: for programs that change their user
     try:
         mount("none", "/", MS_REC | MS_PRIVATE)
         mount(path, "/etc/hosts", MS_BIND)

@@ -12,8 +12,10 @@ import ctypes
 import os
 import signal
 import struct
+from collections.abc import Callable
 
 CLONE_NEWNS = 0x0002_0000
+CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
@@ -55,19 +57,60 @@ def mount(source: str, target: str, flags: int) -> None:
     _check(result, f"mount({source!r}, {target!r}, {flags:#x})")
 
 
-def map_own_user(uid: int, gid: int) -> None:
-    """Map one user and group to themselves in the user namespace that was just made.
+def enter_user_namespace() -> None:
+    """Move this process into a new user namespace, in which everybody is who they are outside.
 
-    The identity map, and not 0, because programs such as PostgreSQL refuse to run as root. The process that
-    called unshare holds every capability over the new namespaces until it executes another program.
+    The identity map, and not 0, because programs such as PostgreSQL refuse to run as root. For root all ids that it
+    has are mapped, so that its programs can change their user, as nginx and sshd do. An ordinary user may map
+    itself alone; its programs could not change their user outside either.
 
-    Args:
-        uid: effective user id before the unshare.
-        gid: effective group id before the unshare.
+    The process holds every capability over the new namespace until it executes another program.
+    Raises OSError with the kernel's reason.
     """
+    uid, gid = os.geteuid(), os.getegid()
+    write_maps = _map_writer() if uid == 0 else None
+    try:
+        unshare(CLONE_NEWUSER)
+    except OSError:
+        if write_maps:
+            write_maps(False)
+        raise
+    if write_maps and write_maps(True):
+        return
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+
+
+def _map_writer() -> Callable[[bool], bool]:
+    """A child that stays in the namespace of now: only there is the right to map other ids than one's own.
+
+    Returns what tells it to write the maps of this process or to let it be. That returns whether they are written.
+    """
+    # The directory and not a number: this process may have another number in the /proc that is mounted here.
+    own = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    word, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(said)
+        try:
+            if os.read(word, 1):
+                for name in ("uid_map", "gid_map"):
+                    with open(f"/proc/self/{name}") as file:
+                        ranges = [line.split() for line in file]
+                    target = os.open(name, os.O_WRONLY, dir_fd=own)
+                    os.write(target, "".join(f"{first} {first} {count}\n" for first, _, count in ranges).encode())
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+
+    def finish(write: bool) -> bool:
+        os.write(said, b"w" if write else b"")
+        for descriptor in (said, word, own):
+            os.close(descriptor)
+        return os.waitpid(child, 0)[1] == 0
+
+    return finish
 
 
 def keep_network_capabilities() -> None:

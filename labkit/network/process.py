@@ -61,7 +61,8 @@ class Program:
                 raise InvalidValue(f"env={{{name!r}: {value!r}}}: names and values are strings")
         self._engine, self.host = engine, host
         self.args = tuple(args)
-        self.returncode: int | None = None
+        self._ended: int | None = None  # its exit status
+        self._waited = False
         self._lock = threading.Lock()
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed with the Program
         for file in (self._out, self._err):
@@ -114,15 +115,29 @@ class Program:
         size = os.fstat(file.fileno()).st_size
         return os.pread(file.fileno(), size, 0).decode("utf-8", "replace")
 
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, now; negative: the signal that ended it. None while it runs."""
+        if self._lock.acquire(blocking=False):  # else somebody waits for it in another thread, and it runs
+            try:
+                if self._ended is None:
+                    with contextlib.suppress(TimeoutError):
+                        self._ended = self._running.wait(0)
+            finally:
+                self._lock.release()
+        return self._ended
+
     def wait(self, timeout_s: float = 30.0) -> int:
         """Wait for its end. Returns the exit status; NotReady at the deadline, and the program goes on."""
         with self._lock:
-            if self.returncode is None:
+            if self._ended is None:
                 try:
-                    self.returncode = self._running.wait(timeout_s)
+                    self._ended = self._running.wait(timeout_s)
                 except TimeoutError as exc:
-                    raise NotReady(f"{self!r} did not end in {timeout_s:g} s: wait longer or close() it") from exc
-            return self.returncode
+                    late = f"{' '.join(self.args)!r} on {self.host} did not end in {timeout_s:g} s"
+                    raise NotReady(f"{late}: wait longer or close() it") from exc
+            self._waited = True
+            return self._ended
 
     def send_signal(self, number: int) -> None:
         """Signal it and the processes that it started."""
@@ -137,7 +152,7 @@ class Program:
 
         Children in its process group get the same SIGTERM, and SIGKILL once the program itself has ended.
         """
-        if self.returncode is not None:
+        if self._waited:
             return
         with contextlib.suppress(LabClosed):
             self._signal(signal.SIGTERM)

@@ -266,3 +266,38 @@ def test_a_program_ignores_no_signal_by_inheritance(python: Callable[..., subpro
     # Of those that a program can set: 32 and 33 are the C library's own, and whoever has them ignored hands that on.
     ours = sum(1 << (number - 1) for number in signal.valid_signals())
     assert {name: mask & ours for name, mask in masks.items()} == {"SigBlk": 0, "SigIgn": 0}, err
+
+
+def test_a_program_that_ended_by_itself_says_so(lab: Lab, until: Until) -> None:
+    program = lab.server.start(["sh", "-c", "sleep 0.2; exit 3"])
+    assert repr(program) == "<Program 'sh -c sleep 0.2; exit 3' on server, running>"
+    until(lambda: program.returncode is not None)
+    assert (program.returncode, program.wait(0)) == (3, 3)
+    assert repr(program).endswith("on server, ended with 3>")
+
+
+def test_its_state_can_be_asked_for_while_somebody_waits(lab: Lab) -> None:
+    program = lab.server.start(["sleep", "1"])
+    waiting = threading.Thread(target=program.wait)
+    waiting.start()
+    assert program.returncode is None
+    program.send_signal(signal.SIGTERM)
+    waiting.join(10)
+    assert program.returncode == -signal.SIGTERM
+
+
+def test_a_host_knows_its_own_name(lab: Lab) -> None:
+    """As outside: Erlang, Java and sudo ask for the address of the machine's name."""
+    code = "import socket; name = socket.gethostname(); print(name, socket.gethostbyname(name), socket.getfqdn())"
+    for host in (lab.client, lab.server):
+        assert host.run([sys.executable, "-c", code]).check().stdout.split() == [host.name, host.ip, host.fqdn]
+    assert socket.gethostname() not in lab.hosts
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's programs cannot change their user anywhere")
+def test_programs_of_root_may_change_their_user(lab: Lab) -> None:
+    """As nginx, sshd and postgres do. They still know the lab's names, whatever the umask."""
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    assert lab.server.run([*nobody, "id", "-u"]).check().stdout == "65534\n"
+    assert lab.server.run([*nobody, "getent", "hosts", "client.lab"]).check().stdout.split()[0] == lab.client.ip
+    assert lab.server.run(["id", "-u"]).stdout == "0\n"
