@@ -1,4 +1,4 @@
-"""What the section "Communication basics" asks: two exercises with their judges, the hidden trace, the quiz."""
+"""What the section "Communication basics" asks: three exercises with their judges, the hidden trace, the quiz."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong, recorded
+from book.https.production import judge_paid
 from book.https.reading import to_last_byte
 from book.learn.judging import least, serving
 from labkit.capture.captured import Captured
@@ -164,7 +165,12 @@ def _judge_largest(answer: Any) -> str:
 
 LARGEST = TEXT.exercise("largest", _judge_largest, needs="kernel")
 
-EXERCISES = (FETCH_ALL, LARGEST)
+
+# Exercise 3
+
+PAID = TEXT.exercise("paid", judge_paid, deadline_s=10.0)
+
+EXERCISES = (FETCH_ALL, LARGEST, PAID)
 
 QUIZ = TEXT.quiz
 
