@@ -94,6 +94,6 @@ def judge_paid(paid: Callable[..., Any]) -> str:
         raise Wrong(f"these are the right targets, but the order in the file is {made.paid!r}")
     requests = len(made.paid + made.reused + made.before)
     return (
-        f"{len(made.paid)} of {requests} requests in a new file paid for connecting: a round trip each, with TLS one or "
-        "two more."
+        f"{len(made.paid)} of {requests} requests in a new file paid for connecting: a round trip each, with TLS one "
+        "or two more."
     )
