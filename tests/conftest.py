@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import pytest
 from processes import processes_of as find_processes
 
 from labkit import Lab
+from labkit.services.configuration import find_program
 
 ROOT = Path(__file__).resolve().parent.parent
 JUPYTER_S = 60
@@ -37,9 +37,9 @@ def require_program(apt_programs: dict[str, str]) -> Callable[[str], str]:
 
     def require(program: str) -> str:
         package = apt_programs[program]  # KeyError: add the program to tests/apt.txt
-        path = shutil.which(program)
+        path = program if Path(program).is_absolute() and Path(program).exists() else find_program(program)
         if path is None:
-            reason = f"{program} is not on PATH; on Debian: apt-get install {package}"
+            reason = f"{program} is not installed; on Debian: apt-get install {package}"
             if os.environ.get("CI"):
                 pytest.fail(f"{reason} (in CI no test is left out)")
             pytest.skip(reason)

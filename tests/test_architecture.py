@@ -23,6 +23,7 @@ FLOORS = [
     "queues",
     "load",
     "servers",
+    "services",
     "recorded",
     "lab",
     "handshakes",

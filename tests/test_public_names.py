@@ -30,6 +30,7 @@ PACKAGES = [
     "labkit.handshakes.clients",
     "labkit.plots",
     "labkit.servers",
+    "labkit.services",
 ]
 
 

@@ -46,6 +46,16 @@ class Running(Protocol):
     def close(self) -> None: ...
 
 
+class SocketAddress(NamedTuple):
+    """An IPv4 address and a port, as sockets take it; in text "10.77.0.2:5432"."""
+
+    ip: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.ip}:{self.port}"
+
+
 class Address(NamedTuple):
     """A host as the engine knows it: the last number of its addresses, which are "" where there is no such protocol,
     and the index by which captures in the middle of the wire name its link."""
@@ -168,6 +178,16 @@ class Engine(ABC):
     @abstractmethod
     def signal_program(self, pid: int, number: int) -> None:
         """Signal a program and the processes that it started. Those that have ended are no error."""
+
+    def bound(self, host: str, port: int) -> SocketAddress:
+        """Where a program has to listen so that it is found at a host's port, by TCP and UDP. Raises NameTaken."""
+        self.check_open()
+        return SocketAddress(self.hosts[host].ip, port)
+
+    def door(self, host: str, target: str, port: int) -> SocketAddress:
+        """Where a program of a host has to connect, or send datagrams, so that it reaches a port of another host."""
+        self.check_open()
+        return SocketAddress(self.hosts[target].ip, port)
 
     @abstractmethod
     def tap(self, host: str | None) -> Source:

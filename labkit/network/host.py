@@ -8,8 +8,8 @@ from typing import Any
 
 from labkit.errors import InvalidValue, LabError
 from labkit.network import sockets
-from labkit.network.engine import Address, Engine, Owner
-from labkit.network.link import Link
+from labkit.network.engine import Address, Engine, Owner, SocketAddress
+from labkit.network.link import Link, check_port
 from labkit.network.process import Completed, Program
 
 
@@ -111,10 +111,46 @@ class Host:
         cwd: str | None = None,
     ) -> Program:
         """Start a program on this host and go on. It ends with the lab at the latest. Raises as ``run`` does."""
-        environment = {**self.lab.program_environment, **(env or {})}
-        program = Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin)
+        program = self.program(args, stdin=stdin, env=env, cwd=cwd)
         self.lab.register(program)
         return program
+
+    def program(
+        self,
+        args: Sequence[str],
+        *,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Program:
+        """As ``start``, but the program is the caller's to close: the lab does not know of it."""
+        environment = {**self.lab.program_environment, **(env or {})}
+        return Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin)
+
+    def bound(self, port: int) -> SocketAddress:
+        """Where a program on this host has to listen so that others find it at this host's `port`, by TCP and UDP.
+
+        The host's own address and `port`; on the tier "loopback" a free port of 127.0.0.1, to which the relay carries
+        what others send to this host's `port`. The same until the lab ends.
+
+        Raises:
+            InvalidValue: a port that cannot be. NameTaken: "loopback", where a socket of this process listens there.
+        """
+        return self.engine.bound(self.name, check_port(port))
+
+    def door(self, server: Host, port: int) -> SocketAddress:
+        """Where a program on this host has to connect, or send datagrams, to reach a `port` of `server`.
+
+        The server's own address and `port`; on the tier "loopback" a port of 127.0.0.1 that stands for it: what a
+        program says there crosses the wire as this host's, delayed and captured. There the program's connection is
+        open at once, and closed again where nobody listens. The same until the lab ends.
+
+        Raises:
+            InvalidValue: a port that cannot be, or a host that is not this lab's.
+        """
+        if not isinstance(server, Host) or server.engine is not self.engine:
+            raise InvalidValue(f"server={server!r}: give a host of the same lab")
+        return self.engine.door(self.name, server.name, check_port(port))
 
     @property
     def counters(self) -> Counters:

@@ -147,15 +147,15 @@ class Program:
     def _signal(self, number: int) -> None:
         self._engine.signal_program(self.pid, number)
 
-    def close(self, timeout_s: float = 5.0) -> None:
-        """End it: SIGTERM, and SIGKILL at the deadline. Its output can still be read. Closing twice is fine.
+    def close(self, timeout_s: float = 5.0, stop: int = signal.SIGTERM) -> None:
+        """End it: SIGTERM or `stop`, and SIGKILL at the deadline. Its output can still be read. Twice is fine.
 
-        Children in its process group get the same SIGTERM, and SIGKILL once the program itself has ended.
+        Children in its process group get the same signal, and SIGKILL once the program itself has ended.
         """
         if self._waited:
             return
         with contextlib.suppress(LabClosed):
-            self._signal(signal.SIGTERM)
+            self._signal(stop)
             with contextlib.suppress(NotReady):
                 self.wait(timeout_s)
             self._signal(signal.SIGKILL)  # and those of its children that did not heed SIGTERM

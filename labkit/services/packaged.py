@@ -1,0 +1,56 @@
+"""A service whose program comes with a known package: where it is, and the one command that brings it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from labkit.errors import InvalidValue, ProgramNotFound
+from labkit.network.host import Host
+from labkit.services.configuration import find_program, own_ports
+from labkit.services.service import Service
+
+
+class Packaged(Service):
+    """What RabbitMQ, PostgreSQL and the like have in common.
+
+    Attributes:
+        program: its name, for errors.
+        install: the command that brings it.
+    """
+
+    program: ClassVar[str]
+    install: ClassVar[str]
+
+    @classmethod
+    def path(cls) -> str | None:
+        """Where its program is on this machine; None where it is not installed."""
+        return find_program(cls.program)
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether its program is installed here. ``install`` is the command that brings it."""
+        return cls.path() is not None
+
+    @classmethod
+    def found(cls) -> str:
+        """Where its program is. Raises ProgramNotFound with the command that brings it."""
+        path = cls.path()
+        if path is None:
+            raise ProgramNotFound(
+                f"{cls.__name__}: no program {cls.program!r} on this machine. To bring it: {cls.install}"
+            )
+        return path
+
+    @classmethod
+    def ports_in(cls, host: Host, *texts: str | None) -> list[int]:
+        """The ports on which a configuration lets it listen. Raises InvalidValue where it names none of this host."""
+        for text in texts:
+            if text is not None and not isinstance(text, str):
+                raise InvalidValue(f"{cls.__name__}: the configuration is a text, and not {text!r}")
+        ports = own_ports(host, [text for text in texts if text])
+        if not ports:
+            raise InvalidValue(
+                f"{cls.__name__}: the configuration does not say where it listens on {host.name}: write an address of "
+                f"that host with its port, for instance {host.fqdn}:80"
+            )
+        return ports
