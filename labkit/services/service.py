@@ -204,10 +204,10 @@ class Service:
         return self
 
     def _status(self) -> int | None:
-        return None if self._main is None else _status(self._main)
+        return None if self._main is None else self._main.returncode
 
     def _pids(self) -> list[int]:
-        return processes.pids_of(self.host.engine, [program for program in self._programs if _status(program) is None])
+        return processes.pids_of(self.host.engine, [each for each in self._programs if each.returncode is None])
 
     # Its start: in the thread of its own, or in the caller's.
 
@@ -237,7 +237,7 @@ class Service:
                 raise LabClosed(f"{self._whose} was closed while it started")
             words = [configuration.find_program(args[0]) or args[0], *args[1:]]
             program = self.host.program(words, env=self._env, cwd=str(self.directory))
-            ended = [each for each in self._programs if each is not self._main and _status(each) is not None]
+            ended = [each for each in self._programs if each is not self._main and each.returncode is not None]
             self._programs = [each for each in self._programs if each not in ended] + [program]
         return program
 
@@ -297,6 +297,8 @@ class Service:
             programs = self._programs[::-1]
         for program in programs:
             program.close(self._patience_s, self._stop)
+            with contextlib.suppress(LabClosed):  # and those that it has left behind, where it ended by itself
+                self.host.engine.signal_program(program.pid, signal.SIGKILL)
 
     def close(self) -> None:
         """End it and all that it started; its directory goes, its log stays. Twice is fine, and while it starts.
@@ -313,10 +315,3 @@ class Service:
             shutil.rmtree(self.directory, ignore_errors=True)
             self.closed = True
             self._settled.set()
-
-
-def _status(program: Program) -> int | None:
-    """Its exit status, None while it runs."""
-    with contextlib.suppress(NotReady):
-        return program.wait(0)
-    return None
