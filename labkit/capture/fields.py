@@ -42,5 +42,9 @@ class Cursor:
 
 def printable(data: bytes, limit: int = 80) -> str:
     """Bytes from the network as text that is safe to show: one line, no control characters."""
-    text = "".join(c if c.isprintable() else "?" for c in data[: limit + 1].decode("latin-1"))
+    return shortened("".join(c if c.isprintable() else "?" for c in data[: limit + 1].decode("latin-1")), limit)
+
+
+def shortened(text: str, limit: int = 80) -> str:
+    """Text that is not longer than this; where something is left out, it ends with "…"."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

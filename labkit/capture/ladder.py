@@ -166,7 +166,7 @@ def _row(packet: Dissected, names: dict[_Endpoint, str], start_ns: int) -> Row:
 
 def _kind(packet: Dissected) -> str:
     protocols = {message.protocol for message in packet.messages}
-    if "HTTP" in protocols:
+    if protocols - {"TCP", "UDP", "TLS", "QUIC", "DATA"}:
         return "http"
     if protocols & {"TLS", "QUIC"}:
         return "tls" if packet.flow.protocol == "TCP" else "quic"

@@ -17,7 +17,8 @@ arrived, in the clear or out of TLS, and takes them message by message:
 
     STREAM = Echo
 
-What nobody takes is "data". ``labkit.capture.dialogue`` shows the bytes. Over UDP a protocol has the same shape:
+What nobody takes is "data". ``labkit.capture.dialogue`` shows the bytes. What stands in the bodies of HTTP, in any of
+its versions, is read by a ``BodyProtocol``, which its module calls ``BODY``. Over UDP a protocol has the same shape:
 ``DatagramProtocol``, which its module calls ``DATAGRAM``.
 """
 
@@ -107,25 +108,27 @@ class Side:
                 break
         return end
 
-    def take(self, length: int, protocol: str, name: str, detail: str | None = None, **fields: Any) -> None:
+    def take(self, size: int, protocol: str, name: str, detail: str | None = None, **fields: Any) -> None:
         """Take a message from the front.
 
         Args:
-            length: bytes of it. Nothing is made of none.
+            size: its bytes, header included. Nothing is made of none.
             protocol: as in ``Message``.
             name: as in ``Message``.
             detail: as in ``Message``; its size where nothing is said.
-            fields: more fields of ``Found``: role, stream, fin, start_line, status, headers, label, data.
+            fields: more fields of ``Found``: role, stream, fin, start_line, status, headers, label; data and
+                length where they are not all of its bytes.
         """
-        data = bytes(self.data[:length])
-        parts = self._cut(length)
+        data = bytes(self.data[:size])
+        parts = self._cut(size)
         if not parts:
             return
         (first, begin, _), (last, _, end) = parts[0], parts[-1]
         if detail is None:
             detail = data_detail(len(data), last.level, last.rejected)
-        place = (last.level, _start(first, begin), _end(last, end), len(data))
-        self.found.append(Found(protocol, name, detail, *place, **{"data": data, "rejected": last.rejected, **fields}))
+        place = (last.level, _start(first, begin), _end(last, end))
+        fields = {"length": len(data), "data": data, "rejected": last.rejected, **fields}
+        self.found.append(Found(protocol, name, detail, *place, **fields))
 
     def leave(self, length: int) -> None:
         """Take bytes that no message is named for: "data", one for each segment or record."""
@@ -200,6 +203,29 @@ class StreamProtocol:
         """Name what stayed: no byte of this side follows, or bytes are missing here (``side.synchronised`` is False
         when the next come). What is not taken now is "data".
         """
+
+
+class BodyProtocol:
+    """A format of HTTP's bodies that consists of messages, reading one body.
+
+    Attributes:
+        content_types: in lower case, without parameters; "application/grpc" stands for "application/grpc+proto", too.
+        start_line: what was asked for: "POST /path" or "" where that is not known.
+    """
+
+    content_types: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, start_line: str) -> None:
+        self.start_line = start_line
+
+    @classmethod
+    def tell(cls, headers: Mapping[str, str]) -> str:
+        """Tell what the fields of a head or of trailers say of this protocol alone, for the label; "" = nothing."""
+        return ""
+
+    def receive(self, side: Side) -> None:
+        """Take the messages that are complete from the front of the body, as ``StreamProtocol.receive`` does."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

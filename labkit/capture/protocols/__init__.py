@@ -1,7 +1,7 @@
 """The protocols that captures name: a module each. One that is added here is found, and no other file names it.
 
-A module calls its class ``STREAM`` or ``DATAGRAM`` (see ``labkit.capture.protocol``). Modules whose names begin with
-an underscore are parts of others. All are imported when somebody looks at a capture, and not before.
+A module calls its class ``STREAM``, ``BODY`` or ``DATAGRAM`` (see ``labkit.capture.protocol``). Modules whose names
+begin with an underscore are parts of others. All are imported when somebody looks at a capture, and not before.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from labkit.capture.protocol import DatagramProtocol, StreamProtocol
+    from labkit.capture.protocol import BodyProtocol, DatagramProtocol, StreamProtocol
 
 
 @cache
 def stream_protocols() -> tuple[type[StreamProtocol], ...]:
     """The protocols over TCP, in the order of their modules' names."""
     return _named("STREAM")
+
+
+@cache
+def body_protocols() -> tuple[type[BodyProtocol], ...]:
+    """What stands in HTTP's bodies, in the order of the modules' names."""
+    return _named("BODY")
 
 
 @cache

@@ -13,14 +13,16 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from labkit.capture.fields import printable
+from labkit.capture.http_fields import Body, Headers, body_protocol, readable
 from labkit.capture.protocol import Certainty, HandOver, Opening, Side, StreamProtocol
 
 if TYPE_CHECKING:
     import h11
 
 _MAX_HEAD = 2**16
-_REQUEST_LINE = re.compile(rb"[A-Z]{2,20} [!-\xff]{1,8000} HTTP/\d(?:\.\d)?[ \t]*\r?\n")
+_REQUEST_LINE = re.compile(rb"(?!PRI \* HTTP/2\.0)[A-Z]{2,20} [!-\xff]{1,8000} HTTP/\d(?:\.\d)?[ \t]*\r?\n")
 _STATUS_LINE = re.compile(rb"HTTP/\d(?:\.\d)? \d{3}(?: [^\r\n]{0,1000})?\r?\n")
+_EMPTY_LINES = re.compile(rb"[\r\n]+")  # to be ignored in front of a message (RFC 9112 section 2.2)
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _REQUEST_SO_FAR = re.compile(rb"[A-Z]{1,20}(?: [!-\xff]{0,8000}(?: [HTP/\d.]{0,8}[ \t]*\r?)?)?\Z")
 _STATUS_SO_FAR = re.compile(rb"HTTP/\d(?:\.\d)? [^\r\n]{0,1004}\r?\Z")
@@ -48,15 +50,15 @@ class Http1(StreamProtocol):
         return Certainty.NO
 
     def receive(self, side: Side) -> None:
-        if side.from_client and self._switching is not None:
-            return
         while side.data and self.successor is None:
             body = self._reading[side.from_client]
+            if side.from_client and self._switching is not None and body is None:
+                return
             if body is not None:
-                side.leave(body.read(side.data))
-                if body.open:
-                    return
-                self._reading[side.from_client] = None
+                side.leave(body.read(side.data[: side.piece_end(1)]))
+                self._name_inside(side, body)
+                if not body.open:
+                    self._reading[side.from_client] = None
             elif not self._take_head(side):
                 return
 
@@ -64,17 +66,13 @@ class Http1(StreamProtocol):
         if not self._reading[side.from_client] and _begins(side.data, side.from_client):
             self._name(side, len(side.data), ())  # a head without its end
         self._reading[side.from_client], self._looked[side.from_client] = None, 0
-        if side.from_client:
-            self._unanswered.clear()  # nobody knows what was asked in the gap
-            self._switching = None
+        self._unanswered.clear()  # nobody knows what was asked or answered in the gap
+        self._switching = None
 
     def _take_head(self, side: Side) -> bool:
         """Take a head, with what stands of its body in the same segment. False where more has to come."""
-        lines = 0
-        while side.data[lines : lines + 1].isspace():  # RFC 9112 section 2.2: ignore them in front of a message
-            lines += 1
-        if lines:
-            side.leave(lines)
+        if side.synchronised and (lines := _EMPTY_LINES.match(side.data)):
+            side.leave(lines.end())
             return True
         if not _begins(side.data, side.from_client):
             if side.synchronised and _may_begin(side.data, side.from_client):
@@ -101,15 +99,25 @@ class Http1(StreamProtocol):
         if body is None:
             side.synchronised = False
             return
+        fields = dict(body.headers)
+        if protocol := body_protocol(fields):
+            line = side.found[-1].start_line if request is None else request.line
+            body.inside = Body(protocol(line.rpartition(" ")[0]), side.from_client)
+            self._name_inside(side, body)
         if body.open:
             self._reading[side.from_client] = body
         if side.from_client:
-            asked = _Request(body.method, body.field("upgrade"))
+            asked = _Request(body.method, side.found[-1].start_line, fields.get("upgrade", ""))
             self._unanswered.append(asked)
             if asked.switches:
                 self._switching = asked
         elif body.status >= 200 or body.status == 101:
             self._switch(body, request)
+
+    def _name_inside(self, side: Side, body: _Body) -> None:
+        """Name what the body consists of, if that is known, beside the bytes that carried it."""
+        if body.inside is not None and side.found:
+            side.found += body.inside.receive(side.found[-1], body.decoded)
 
     def _answered(self, head: bytes) -> _Request | None:
         """The request that a response belongs to. Those with 1xx come before the response, 101 instead of it."""
@@ -129,8 +137,8 @@ class Http1(StreamProtocol):
             self._switching = None
             self.receive(self.client)
 
-    def _name(self, side: Side, length: int, headers: tuple[tuple[str, str], ...]) -> None:
-        line = bytes(side.data[: _MAX_HEAD // 4]).split(b"\n", 1)[0].rstrip()
+    def _name(self, side: Side, length: int, headers: Headers) -> None:
+        line = bytes(side.data[: side.data.find(b"\n")]).rstrip()
         status = None if side.from_client else int(line.split(None, 2)[1])
         side.take(
             length,
@@ -146,8 +154,9 @@ class Http1(StreamProtocol):
 class _Request:
     """What a response has to be read by."""
 
-    def __init__(self, method: str, upgrade: str) -> None:
+    def __init__(self, method: str, line: str, upgrade: str) -> None:
         self.method = method
+        self.line = line
         self.switches = method == "CONNECT" or bool(upgrade)
 
 
@@ -170,6 +179,8 @@ class _Body:
         method: of a request; "" of a response.
         status: of a response, 0 of a request.
         open: whether more of the body has to come.
+        decoded: what was read last, without the framing of chunks.
+        inside: names what the body consists of, where that is known.
     """
 
     def __init__(
@@ -178,29 +189,30 @@ class _Body:
         import h11
 
         self._connection = connection
-        self.headers = tuple((name.decode("latin-1"), printable(value, 8000)) for name, value in event.headers)
+        self.headers = readable(event.headers)
         self.method = event.method.decode("latin-1") if isinstance(event, h11.Request) else ""
         self.status = 0 if isinstance(event, h11.Request) else event.status_code
         self.open = not isinstance(event, h11.InformationalResponse)
+        self.decoded = b""
+        self.inside: Body | None = None
         self.read(b"")
-
-    def field(self, name: str) -> str:
-        return next((value for field, value in self.headers if field == name), "")
 
     @classmethod
     def after(cls, head: bytes, request: _Request | None) -> _Body | None:
         """Read a head; None where not even its framing can be told."""
         import h11
 
-        line, _, fields = head.partition(b"\n")
-        plain = [line.rstrip(), b"Host: x", *(b"%s: %s" % field for field in _FRAMING.findall(fields))]
+        line, _, lines = head.partition(b"\n")
+        plain = [line.rstrip(), b"Host: x", *(b"%s: %s" % field for field in _FRAMING.findall(lines))]
         for text in (head, b"\r\n".join(plain) + b"\r\n\r\n"):
             from_client = _begins(head, from_client=True)
             connection = h11.Connection(h11.SERVER if from_client else h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
             try:
                 if not from_client:
                     asked = request.method if request is not None else "GET"
-                    connection.send(h11.Request(method=asked, target="/", headers=[("Host", "x")]))
+                    # Whether it asked for another protocol only its sender knows for sure: then 101 is a response, too.
+                    fields = [("Host", "x"), ("Connection", "upgrade"), ("Upgrade", "x")]
+                    connection.send(h11.Request(method=asked, target="/", headers=fields))
                     connection.send(h11.EndOfMessage())
                 connection.receive_data(text)
                 event = connection.next_event()
@@ -214,6 +226,7 @@ class _Body:
         """Read on, and tell how many of these bytes belong to the body."""
         import h11
 
+        self.decoded = b""
         if not self.open:
             return 0
         done = 0
@@ -222,9 +235,11 @@ class _Body:
             done = len(data)
             while True:
                 event = self._connection.next_event()
-                if event is h11.NEED_DATA:
+                if isinstance(event, h11.Data):
+                    self.decoded += event.data
+                elif event is h11.NEED_DATA:
                     return done
-                if event is h11.PAUSED or isinstance(event, h11.EndOfMessage):
+                elif event is h11.PAUSED or isinstance(event, h11.EndOfMessage):
                     self.open = False
                     return done - len(self._connection.trailing_data[0])
         except h11.ProtocolError:  # such as a chunk without a length

@@ -1,0 +1,66 @@
+"""What HTTP's fields say, whatever the version: the start line, the status, and what stands in the body.
+
+Sources: RFC 9110; RFC 9113 section 8.3 (the fields that begin with ":", in HTTP/2 and HTTP/3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from labkit.capture.fields import printable
+from labkit.capture.messages import Found, Role
+from labkit.capture.protocol import BodyProtocol, Side
+from labkit.capture.protocols import body_protocols
+
+Headers = tuple[tuple[str, str], ...]
+
+
+def readable(fields: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Fields as text that is safe to show."""
+    return tuple((printable(name, 256).lower(), printable(value, 8192)) for name, value in fields)
+
+
+def start_of(headers: Mapping[str, str]) -> tuple[Role, str, int | None]:
+    """Tell role, start line and status of a block of fields: ("request", "GET /", None), ("response", "200", 200).
+
+    Trailers are the end of a message that began before: ("data", "", None). "?" stands for what is not known.
+    """
+    status = headers.get(":status", "")
+    if status:
+        return "response", status, int(status) if status.isascii() and status.isdecimal() else None
+    if ":method" in headers or ":path" in headers:
+        target = headers.get(":path") or headers.get(":authority") or "?"
+        return "request", f"{headers.get(':method', '?')} {target}", None
+    return "data", "", None
+
+
+def body_protocol(headers: Mapping[str, str]) -> type[BodyProtocol] | None:
+    """The protocol of a body with these fields, None where it is no protocol that is known here."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    wanted = {kind, kind.partition("+")[0]} - {""}
+    return next((protocol for protocol in body_protocols() if wanted & protocol.content_types), None)
+
+
+class Body:
+    """A body whose messages are named as it comes."""
+
+    def __init__(self, protocol: BodyProtocol, from_client: bool, stream: int | None = None) -> None:
+        self._protocol = protocol
+        self._side = Side(from_client)
+        self._stream = stream
+
+    def receive(self, carrier: Found, data: bytes) -> list[Found]:
+        """Name the messages that end in these bytes.
+
+        Args:
+            carrier: what carries them: a frame, a segment, a record.
+            data: the bytes of the body in it.
+        """
+        if not data:
+            return []
+        self._side.add(replace(carrier, data=data))
+        self._protocol.receive(self._side)
+        named = [replace(found, stream=self._stream) for found in self._side.found]
+        self._side.found.clear()
+        return named
