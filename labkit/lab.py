@@ -40,6 +40,8 @@ class Lab(Network):
         jitter_ms: largest random delay that the client's link adds to a frame, milliseconds.
         hosts: further hosts: names, or a mapping from names to links. Without a link a host stands in the middle,
             with no delay of its own. The RTT of two hosts is the sum of their links' RTTs.
+        networks: the hosts on each network, where one is not enough: ``{"inside": ["client", "router"], "outside":
+            ["router", "server"]}``. A host on more than one is a router, and each host has routes to all networks.
         seed: for every random decision of the wire, so that an experiment with loss can be repeated.
         name: opening a second lab of this name closes the first, so that a cell can be run twice.
 
@@ -59,6 +61,7 @@ class Lab(Network):
         rate_mbps: float | None = None,
         jitter_ms: float = 0.0,
         hosts: Iterable[str] | Mapping[str, Link] = (),
+        networks: Mapping[str, Sequence[str]] | None = None,
         seed: int = 0,
         name: str | None = None,
     ) -> None:
@@ -73,9 +76,12 @@ class Lab(Network):
             if host in links:
                 raise NameTaken(f"host {host!r} is there already: choose another name, or change it with set_link")
             links[host] = link
+        if networks is not None:
+            further_names = (name for each in _hosts_of(networks) for name in each)
+            links.update((name, Link()) for name in further_names if name not in links)
         self._authority: Authority | None = None
         self._first = threading.Lock()
-        super().__init__(links, seed=seed, name=name, engine=best_engine)
+        super().__init__(links, seed=seed, name=name, engine=best_engine, networks=networks)
         try:
             self.keylog_path.touch(mode=0o600)
         except BaseException:
@@ -167,9 +173,9 @@ class Lab(Network):
         host = None if at == "wire" else at.name if isinstance(at, Host) else self[at].name
         capture = Capture(
             self.engine.tap(host),
-            links={host.interface_index: host.name for host in self.hosts.values()},
+            links={each.interface_index: each.name for each in self.engine.interfaces.values()},
             at=host or "wire",
-            hosts={host.number: host.name for host in self.hosts.values()},
+            hosts={each.number: each.name for each in self.engine.interfaces.values()},
             secrets=self.keylog_path.read_text,
             settle=lambda: None if self.closed else self.wire.quiet_since(),
             tier=self.tier,
@@ -197,6 +203,18 @@ class Lab(Network):
         self.check_open()
         host = at if isinstance(at, Host) else self[at]
         return Watch(host, port, every_us=every_us, connections=connections)
+
+
+def _hosts_of(networks: Mapping[str, Sequence[str]]) -> list[Sequence[str]]:
+    """The hosts of each network. Raises InvalidValue for what is no mapping to lists of names."""
+    example = "{'inside': ['client', 'router'], 'outside': ['router', 'server']}"
+    if not isinstance(networks, Mapping) or any(
+        isinstance(hosts, str) or not isinstance(hosts, Sequence) for hosts in networks.values()
+    ):
+        raise InvalidValue(f"networks={networks!r}: give lists of hosts by name, for instance {example}")
+    if bad := [name for hosts in networks.values() for name in hosts if not isinstance(name, str)]:
+        raise InvalidValue(f"host name {bad[0]!r} in networks: give a text")
+    return list(networks.values())
 
 
 def best_engine(directory: Path, seed: int, hosts: Sequence[str]) -> Engine:

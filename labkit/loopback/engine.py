@@ -19,6 +19,7 @@ from labkit.loopback import sockets
 from labkit.loopback.bindings import Bindings, RelayClient
 from labkit.loopback.relay import LOOPBACK_ADDRESS, RECORD, START_TIMEOUT_S
 from labkit.network import sockets as network_sockets
+from labkit.network.addresses import Subnet
 from labkit.network.engine import Address, Engine, Running
 from labkit.network.link import Rule
 from labkit.network.ring import RingFrame
@@ -82,8 +83,18 @@ class Loopback(Engine):
 
     # What is asked of every engine.
 
-    def _make_host(self, number: int, name: str, ip: str, ip6: str) -> tuple[Address, str]:
-        return Address(number, name, ip, "", number), name  # a name and a number; there is no IPv6
+    def add_subnet(self) -> Subnet:
+        raise _needs_kernel("a lab has one network, and no router")
+
+    def _make_host(self, address: Address) -> tuple[Address, str]:
+        # A name and a number; there is no IPv6.
+        return address._replace(ip6="", interface_index=address.number), address.name
+
+    def _make_interface(self, address: Address) -> tuple[Address, str]:
+        raise _needs_kernel("a host has one interface")
+
+    def _set_mtu(self, label: str, mtu: int | None) -> None:
+        raise _needs_kernel("a link has no MTU")
 
     def open_socket(self, host: str | None, family: int, kind: int, protocol: int) -> int:
         self.check_open()

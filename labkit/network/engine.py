@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from labkit.errors import LabClosed
-from labkit.network import addresses
+from labkit.network.addresses import Subnet, subnet
 from labkit.network.link import Counts, Link, Rule
 from labkit.network.ring import RingFrame
 
@@ -57,14 +57,26 @@ class SocketAddress(NamedTuple):
 
 
 class Address(NamedTuple):
-    """A host as the engine knows it: the last number of its addresses, which are "" where there is no such protocol,
-    and the index by which captures in the middle of the wire name its link."""
+    """An interface of a host, as the engine knows it.
+
+    Attributes:
+        number: of the interface in the lab: the last byte of its MAC address.
+        name: of the host.
+        ip, ip6: its addresses, "" where there is no such protocol.
+        interface_index: by which captures in the middle of the wire name its link.
+        subnet: number of the network that it is in.
+        device: what the host's kernel calls it.
+        device_index: by which the host's kernel knows it.
+    """
 
     number: int
     name: str
     ip: str
     ip6: str
     interface_index: int
+    subnet: int = 0
+    device: str = "eth0"
+    device_index: int = 0
 
 
 class Named(Protocol):
@@ -109,7 +121,9 @@ class Engine(ABC):
 
     Attributes:
         name: of the lab, for errors.
-        hosts, links: by the hosts' names.
+        hosts: the first interface of each, by the hosts' names.
+        interfaces, links: by label: that of a host's first interface is the host's name.
+        subnets: the lab's networks, the first one first.
         refused: kernel settings and the like that this machine refused, each with the kernel's word.
         why_lower: the reason for which there is no better engine, and the way out; "" for the best.
     """
@@ -119,7 +133,9 @@ class Engine(ABC):
         self.name = "this lab"
         self.closed = False
         self.hosts: dict[str, Address] = {}
+        self.interfaces: dict[str, Address] = {}
         self.links: dict[str, Link] = {}
+        self.subnets = [subnet(0)]
         self.refused: dict[str, str] = {}
         self.why_lower = ""
 
@@ -144,18 +160,43 @@ class Engine(ABC):
 
     # Hosts. NotAvailableHere is what an engine raises that cannot do it.
 
-    def add_host(self, name: str) -> Address:
-        """One more host, plugged into the wire."""
+    def add_host(self, name: str, network: int = 0) -> Address:
+        """One more host, plugged into the wire, in the network of that number."""
+        self.hosts[name] = self._plug_in(self._make_host, name, name, network)
+        return self.hosts[name]
+
+    def add_interface(self, host: str, label: str, network: int) -> Address:
+        """One more interface of a host."""
+        return self._plug_in(self._make_interface, host, label, network)
+
+    def add_subnet(self) -> Subnet:
+        """One more network, with nobody on it yet."""
         self.check_open()
-        number = len(self.hosts) + 1
-        address, interface = self._make_host(number, name, addresses.ipv4(number), addresses.ipv6(number))
-        self._ask_wire({"op": "attach", "number": number, "host": name, "interface": interface})
-        self.hosts[name], self.links[name] = address, Link()
+        self.subnets.append(subnet(len(self.subnets)))
+        return self.subnets[-1]
+
+    def _plug_in(self, make: Callable[[Address], tuple[Address, str]], host: str, label: str, number: int) -> Address:
+        self.check_open()
+        there = [each.subnet for each in self.interfaces.values()].count(number)
+        device = f"eth{sum(each.name == host for each in self.interfaces.values())}"
+        ip, ip6 = self.subnets[number].addresses(there + 1)
+        address, interface = make(Address(len(self.interfaces) + 1, host, ip, ip6, 0, number, device))
+        request = {"op": "attach", "number": address.number, "host": host, "label": label, "network": number}
+        self._ask_wire({**request, "interface": interface})
+        self.interfaces[label], self.links[label] = address, Link()
         return address
 
     @abstractmethod
-    def _make_host(self, number: int, name: str, ip: str, ip6: str) -> tuple[Address, str]:
-        """The host, and the name of its link at the wire's end."""
+    def _make_host(self, address: Address) -> tuple[Address, str]:
+        """The host. Returns its first interface with what the engine chose of it, and the name of the wire's end."""
+
+    @abstractmethod
+    def _make_interface(self, address: Address) -> tuple[Address, str]:
+        """One more interface of a host. Returns as `_make_host`."""
+
+    @abstractmethod
+    def _set_mtu(self, label: str, mtu: int | None) -> None:
+        """Tell a host's kernel how long the packets of an interface may be; None for 1500 bytes."""
 
     @abstractmethod
     def open_socket(self, host: str | None, family: int, kind: int, protocol: int) -> int:
@@ -199,11 +240,13 @@ class Engine(ABC):
     def _ask_wire(self, request: dict[str, Any]) -> dict[str, Any]:
         """A request to labkit.network.wire.Wire, and its answer."""
 
-    def set_link(self, host: str, link: Link, seed: int | None = None) -> None:
-        """Change a host's link. A seed starts its random numbers again."""
-        number = self.hosts[host].number
+    def set_link(self, label: str, link: Link, seed: int | None = None) -> None:
+        """Change an interface's link. A seed starts its random numbers again."""
+        if link.mtu != self.links[label].mtu:
+            self._set_mtu(label, link.mtu)
+        number = self.interfaces[label].number
         self._ask_wire({"op": "set", "number": number, "link": vars(link), "seed": seed})
-        self.links[host] = link
+        self.links[label] = link
 
     def add_rule(self, rule: Rule) -> int:
         """Put a rule to work. Returns the number by which it is known."""
@@ -219,7 +262,7 @@ class Engine(ABC):
         self._ask_wire({"op": "unrule", "identity": identity})
 
     def wire_counts(self) -> tuple[dict[str, dict[str, Counts]], int]:
-        """What the wire carried by host and way ("up", "down"), and how many frames are under way."""
+        """What the wire carried by interface and way ("up", "down"), and how many frames are under way."""
         reply = self._ask_wire({"op": "counts"})
         links = {host: {way: Counts(**told) for way, told in ways.items()} for host, ways in reply["links"].items()}
         return links, int(reply["in_flight"])

@@ -20,15 +20,18 @@ from typing import Any
 from labkit.network.link import Counts, Link
 from labkit.network.ring import RingFrame
 
-IPPROTO = {6: "tcp", 17: "udp"}
+IPPROTO = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+ICMP = (1, 58)
+ETHERNET_HEADER = 14
 OLDEST_NS = 50_000_000  # a frame that is older was not held up: a clock was set
 
 
 class Direction:
-    """One direction of one host's link: its settings, its random numbers, its counts."""
+    """One direction of one interface's link: its settings, its random numbers, its counts."""
 
-    def __init__(self, host: str, way: str, seed: int) -> None:
-        self.host, self.way = host, way
+    def __init__(self, host: str, label: str, way: str, seed: int) -> None:
+        self.host, self.label, self.way = host, label, way
+        self.names = host, label
         self.link = Link()
         self.random = random.Random()
         self.seed(seed)
@@ -38,13 +41,14 @@ class Direction:
     def seed(self, seed: int) -> None:
         # A stream of random numbers for each direction, so that what one direction carries never changes
         # which frames the other loses: the same seed and traffic give the same losses.
-        self.random.seed(f"{seed}/{self.host}/{self.way}")
+        self.random.seed(f"{seed}/{self.label}/{self.way}")
 
     @property
     def plain(self) -> bool:
         """Nothing but a delay."""
         link = self.link
-        return not (link.loss or link.jitter_ms or link.reorder or link.duplicate) and link.rate_mbps is None
+        faults = link.loss or link.jitter_ms or link.reorder or link.duplicate
+        return not faults and link.rate_mbps is None and link.mtu is None
 
 
 class Path:
@@ -71,9 +75,10 @@ class ActiveRule:
         self.action: str = message["action"]
         self.conditions = {
             key: message[key]
-            for key in ("source", "destination", "protocol", "tcp_flags", "payload")
+            for key in ("protocol", "tcp_flags", "payload", "icmp_type", "icmp_code")
             if message[key] is not None
         }
+        self.ends = [(end, message[end]) for end in ("source", "destination") if message[end] is not None]
         self.port = message["port"]
         self.contains = None if message["contains"] is None else bytes.fromhex(message["contains"])
         self.skip, self.count = message["skip"], message["count"]
@@ -83,6 +88,8 @@ class ActiveRule:
     def acts_on(self, packet: dict[str, Any]) -> bool:
         """Whether the rule acts on this packet. Counts it where it matches."""
         if any(packet.get(key) != wanted for key, wanted in self.conditions.items()):
+            return False
+        if any(name not in packet[end] for end, name in self.ends):
             return False
         if self.port is not None and self.port not in packet.get("ports", ()):
             return False
@@ -95,8 +102,12 @@ class ActiveRule:
         return True
 
 
-def describe(frame: bytes, source: str, destination: str) -> dict[str, Any]:
-    """What rules can ask of a frame: protocol, ports, TCP flags, payload. Needs no more than the headers say."""
+def describe(frame: bytes, source: tuple[str, ...], destination: tuple[str, ...]) -> dict[str, Any]:
+    """What rules can ask of a frame: protocol, ports, TCP flags, ICMP type, payload. No more than the headers say.
+
+    Args:
+        source, destination: the names by which a rule may call the sender and the receiver.
+    """
     packet: dict[str, Any] = {"source": source, "destination": destination}
     ethertype = int.from_bytes(frame[12:14], "big")
     if ethertype == 0x0800 and len(frame) >= 34:
@@ -111,6 +122,9 @@ def describe(frame: bytes, source: str, destination: str) -> dict[str, Any]:
     if protocol not in IPPROTO or later_fragment or len(frame) < start + 8:
         return packet
     packet["protocol"] = IPPROTO[protocol]
+    if protocol in ICMP:
+        packet["icmp_type"], packet["icmp_code"] = frame[start], frame[start + 1]
+        return packet
     packet["ports"] = tuple(int.from_bytes(frame[at : at + 2], "big") for at in (start, start + 2))
     header = 8
     if protocol == 6 and len(frame) >= start + 20:
@@ -125,7 +139,8 @@ class Fate:
     """The links of a lab's hosts and what is under way between them. Times are of one monotonic clock, ns.
 
     Attributes:
-        links: each host's two directions, up and down, by its number, the last byte of its MAC address.
+        links: each interface's two directions, up and down, by its number, the last byte of its MAC address.
+        networks: the number of the network that it is in, by the same.
         paths: by the numbers of sender and receiver.
         overtaking: frames outside the order of their path: a heap of due time, tie-breaker, frame, path.
     """
@@ -133,18 +148,20 @@ class Fate:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.links: dict[int, tuple[Direction, Direction]] = {}
+        self.networks: dict[int, int] = {}
         self.paths: dict[tuple[int, int], Path] = {}
         self.rules: dict[int, ActiveRule] = {}
         self.overtaking: list[tuple[int, int, bytes, Path]] = []
         self.sequence = 0
 
-    def attach(self, number: int, host: str) -> None:
-        """One more host, with a path to and from each other."""
-        up, down = Direction(host, "up", self.seed), Direction(host, "down", self.seed)
+    def attach(self, number: int, host: str, label: str = "", network: int = 0) -> None:
+        """One more interface, with a path to and from each other of its network."""
+        up, down = (Direction(host, label or host, way, self.seed) for way in ("up", "down"))
         for other, (other_up, other_down) in self.links.items():
-            self.paths[number, other] = Path(up, other_down, other)
-            self.paths[other, number] = Path(other_up, down, number)
-        self.links[number] = up, down
+            if self.networks[other] == network:
+                self.paths[number, other] = Path(up, other_down, other)
+                self.paths[other, number] = Path(other_up, down, number)
+        self.links[number], self.networks[number] = (up, down), network
 
     def set_link(self, number: int, link: Link, seed: int | None) -> None:
         """Other settings for frames that enter from now on. A seed starts the link's random numbers again."""
@@ -195,11 +212,14 @@ class Fate:
         up, down = path.up, path.down
         extra_ns, copies, overtakes = 0, 1, False
         if self.rules:
-            packet = describe(data, up.host, down.host)
+            packet = describe(data, up.names, down.names)
             for rule in self.rules.values():
                 if rule.acts_on(packet):
                     if rule.action == "drop":
                         up.counts.ruled_out += copies
+                        return
+                    if rule.action == "cut":
+                        up.counts.cut += copies
                         return
                     if rule.action == "duplicate":
                         if not lossless:
@@ -211,6 +231,9 @@ class Fate:
         due = entered_ns
         for direction in (up, down):
             link, chance = direction.link, direction.random.random
+            if link.mtu is not None and len(data) > link.mtu + ETHERNET_HEADER:
+                direction.counts.too_long += copies
+                return
             if link.loss and not lossless and chance() < link.loss:
                 direction.counts.lost += copies
                 return

@@ -28,9 +28,10 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
-from labkit.network import addresses, rpc, wire
+from labkit.network import rpc, wire
+from labkit.network.addresses import PREFIX6
 from labkit.network.namespaces import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -50,7 +51,6 @@ from labkit.network.namespaces import (
 )
 from labkit.network.netlink import IFF_NOARP, IFF_UP, RouteSocket, turn_offloads_off
 
-INTERFACE = "eth0"
 # The same start on every machine. Values that the kernel refuses (a read-only /proc/sys) are reported, not hidden.
 HOST_SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
@@ -83,12 +83,21 @@ def mac(number: int, side: int) -> bytes:
     return bytes([2, 0, 0, 0, side, number])
 
 
+class Interface(NamedTuple):
+    """An interface of a host, and the network that it is in."""
+
+    number: int
+    device_index: int
+    host: str
+    network: int
+    addresses: tuple[str, ...]
+
+
 class Host:
     """A host's namespaces, as the helper knows it: that of its network, and that of its name where there is one."""
 
-    def __init__(self, number: int, name: str, ip: str, ip6: str, namespace: int, uts: int | None) -> None:
-        self.number, self.name, self.ip, self.ip6, self.namespace = number, name, ip, ip6, namespace
-        self.uts = uts
+    def __init__(self, name: str, namespace: int, uts: int | None) -> None:
+        self.name, self.namespace, self.uts = name, namespace, uts
 
 
 class Helper:
@@ -103,10 +112,12 @@ class Helper:
                 with open(sysctl_path(sysctl), "w") as file:
                     file.write(value)
         self.hosts: dict[str, Host] = {}
+        self.interfaces: list[Interface] = []
         self.poll = select.poll()
         self.programs: dict[int, socket.socket] = {}  # pid → where its exit status is awaited
         self.handlers: dict[str, rpc.Handler] = {
             "add_host": self.add_host,
+            "add_interface": self.add_interface,
             "socket": self.open_socket,
             "read": self.read_file,
             "write": self.write_file,
@@ -124,55 +135,69 @@ class Helper:
             setns(self.base, CLONE_NEWNET)
 
     def add_host(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
-        """A namespace, a veth pair between it and the wire, addresses, and permanent neighbours all round."""
-        number, name = request["number"], request["name"]
+        """A namespace, and its first interface."""
+        name = request["name"]
         unshare(CLONE_NEWNET)
         namespace = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         setns(self.base, CLONE_NEWNET)
-        wire_side = f"wire{number}"
         uts, no_name = own_name(name)
-        host = Host(number, name, request["ip"], request["ip6"] if self.ipv6 else "", namespace, uts)
+        self.hosts[name] = Host(name, namespace, uts)
+        refused = dict(no_name)
+        try:
+            with self.on(name), RouteSocket() as route:
+                for sysctl, value in HOST_SYSCTLS.items():
+                    try:
+                        with open(sysctl_path(sysctl), "w") as file:
+                            file.write(value)
+                    except OSError as exc:
+                        refused[sysctl] = exc.strerror or str(exc)
+                route.set_flags(socket.if_nametoindex("lo"), IFF_UP, IFF_UP)
+            reply = self.add_interface(request)[0]
+        except OSError:
+            os.close(self.hosts.pop(name).namespace)
+            raise
+        with open(os.path.join(self.directory, "hosts"), "a") as file:
+            file.write(f"{request['ip']} {name}.lab {name}\n")
+        return {**reply, "refused": refused}, []
+
+    def add_interface(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
+        """A veth pair between a host and the wire, addresses, and permanent neighbours all round."""
+        number, name, device = request["number"], request["name"], request["device"]
+        wire_side = f"wire{number}"
+        ip6 = request["ip6"] if self.ipv6 else ""
         with RouteSocket() as route:
-            route.add_veth(wire_side, mac(number, 1), INTERFACE, mac(number, 0), namespace)
+            route.add_veth(wire_side, mac(number, 1), device, mac(number, 0), self.hosts[name].namespace)
             index = socket.if_nametoindex(wire_side)
-            if host.ip6:
+            if ip6:
                 route.no_link_local(index)
             route.set_flags(index, IFF_UP, IFF_UP)
         turn_offloads_off(wire_side)
-        self.hosts[name] = host
-        refused = dict(no_name)
         with self.on(name), RouteSocket() as route:
-            for sysctl, value in HOST_SYSCTLS.items():
-                try:
-                    with open(sysctl_path(sysctl), "w") as file:
-                        file.write(value)
-                except OSError as exc:
-                    refused[sysctl] = exc.strerror or str(exc)
-            turn_offloads_off(INTERFACE)
-            eth0 = socket.if_nametoindex(INTERFACE)
-            route.set_flags(socket.if_nametoindex("lo"), IFF_UP, IFF_UP)
-            if host.ip6:
-                route.no_link_local(eth0)
+            turn_offloads_off(device)
+            device_index = socket.if_nametoindex(device)
+            if ip6:
+                route.no_link_local(device_index)
             # All neighbours are known. With NOARP the kernel asks for none and joins no multicast group, so no
             # ARP, neighbour solicitation or MLD report ever stands between the packets of a lesson.
-            route.set_flags(eth0, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP)
-            route.add_address(eth0, host.ip, addresses.PREFIX)
-            if host.ip6:
-                route.add_address(eth0, host.ip6, addresses.PREFIX6)
-        for other in self.hosts.values():
-            if other is not host:
-                self.introduce(host, other)
-                self.introduce(other, host)
-        with open(os.path.join(self.directory, "hosts"), "a") as file:
-            file.write(f"{host.ip} {name}.lab {name}\n")
-        return {"interface": wire_side, "index": index, "refused": refused, "ip6": host.ip6}, []
+            route.set_flags(device_index, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP)
+            route.add_address(device_index, request["ip"], request["bits"])
+            if ip6:
+                route.add_address(device_index, ip6, PREFIX6)
+        addresses = tuple(filter(None, (request["ip"], ip6)))
+        new = Interface(number, device_index, name, request["subnet"], addresses)
+        for other in self.interfaces:
+            if other.network == new.network:
+                self.introduce(new, other)
+                self.introduce(other, new)
+        self.interfaces.append(new)
+        chosen = {"interface": wire_side, "interface_index": index, "device_index": device_index, "ip6": ip6}
+        return {**chosen, "refused": {}}, []
 
-    def introduce(self, host: Host, other: Host) -> None:
-        """Tell a host the other's link address, which it would else ask for with ARP and wait a round trip."""
-        with self.on(host.name), RouteSocket() as route:
-            index = socket.if_nametoindex(INTERFACE)
-            for address in filter(None, (other.ip, other.ip6)):
-                route.add_neighbour(index, address, mac(other.number, 0))
+    def introduce(self, to: Interface, other: Interface) -> None:
+        """Tell a host another's link address, which it would else ask for with ARP and wait a round trip."""
+        with self.on(to.host), RouteSocket() as route:
+            for address in other.addresses:
+                route.add_neighbour(to.device_index, address, mac(other.number, 0))
 
     def open_socket(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
         arguments = request["family"], request["type"], request["proto"]

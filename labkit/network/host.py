@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from labkit.errors import InvalidValue, LabError
 from labkit.network import sockets
 from labkit.network.engine import Address, Engine, Owner, SocketAddress
+from labkit.network.interface import Cut, Interface
 from labkit.network.link import Link, check_port
+from labkit.network.netlink import (
+    IFF_MULTICAST,
+    IPV4_DEVCONF_FORWARDING,
+    IPV4_DEVCONF_RP_FILTER,
+    IPV4_DEVCONF_SEND_REDIRECTS,
+    RouteSocket,
+)
 from labkit.network.process import Completed, Program
+
+if TYPE_CHECKING:
+    from labkit.network.routes import Routes
+
+FORWARDING6 = "net.ipv6.conf.all.forwarding"
 
 
 class Host:
@@ -21,8 +35,8 @@ class Host:
         fqdn: "client.lab", which resolves inside the lab.
         ip: its IPv4 address.
         ip6: its IPv6 address, "" where the kernel has no IPv6.
-        number: last number of its addresses.
-        interface_index: kernel index of its link at the wire's end, as captures on the wire name it.
+        number: last byte of the MAC address of its first interface; of a lab with one network also of its addresses.
+        interfaces: its interfaces, by the names of the networks that they are in.
         engine: what made it.
         lab: the lab it belongs to.
         sysctl: its kernel settings, a mapping: ``host.sysctl["net.ipv4.tcp_fastopen"] = 3``.
@@ -30,7 +44,10 @@ class Host:
 
     def __init__(self, engine: Engine, address: Address, lab: Owner) -> None:
         self.engine, self.lab = engine, lab
-        self.number, self.name, self.ip, self.ip6, self.interface_index = address
+        self.number, self.name, self.ip, self.ip6, *_ = address
+        self.interfaces: dict[str, Interface] = {}
+        self._cuts: list[Cut] = []
+        self._forwarding = False
         self.fqdn = f"{self.name}.lab"
         self.sysctl: MutableMapping[str, str] = Sysctl(self)
 
@@ -47,7 +64,7 @@ class Host:
 
     @property
     def link(self) -> Link:
-        """The link between this host and the middle of the wire."""
+        """The link between this host and the middle of the wire; of a host with several interfaces the first one's."""
         return self.engine.links[self.name]
 
     def set_link(self, *, seed: int | None = None, **changes: Any) -> Link:
@@ -66,6 +83,60 @@ class Host:
         link = self.link.changed(**changes)
         self.engine.set_link(self.name, link, seed)
         return link
+
+    def cut(self, way: str = "both") -> Cut:
+        """Cut the host's links: what is sent from now on gets lost, and neither end is told. What is under way arrives.
+
+        Args:
+            way: "both", "up" (what the host sends) or "down" (what it would receive).
+
+        Returns:
+            the cut, with ``.mend()`` and ``.lost``; a context manager, too: ``with lab.client.cut():``.
+
+        Raises:
+            InvalidValue: another way.
+        """
+        cut = Cut(self.engine, self.name, way)
+        self._cuts.append(cut)
+        return cut
+
+    def mend(self) -> None:
+        """Mend what ``cut`` has cut on this host. Mending what is whole is fine."""
+        while self._cuts:
+            self._cuts.pop().mend()
+
+    @cached_property
+    def routes(self) -> Routes:
+        """Its routes: ``print(host.routes)``, ``host.routes.add("198.51.100.0/24", via=lab.router)``."""
+        from labkit.network.routes import Routes
+
+        return Routes(self)
+
+    @property
+    def forwarding(self) -> bool:
+        """Whether it is a router: takes packets that are for others on their way. False for a new host.
+
+        Set it to make one, by rtnetlink, so that it can be set where /proc/sys is read-only, too: there for IPv4 alone,
+        see ``lab.refused``. Routers send no redirects and check no source addresses.
+        """
+        return self._forwarding
+
+    @forwarding.setter
+    def forwarding(self, on: bool) -> None:
+        if not isinstance(on, bool):
+            raise InvalidValue(f"forwarding={on!r}: True or False")
+        settings = {IPV4_DEVCONF_FORWARDING: int(on), IPV4_DEVCONF_SEND_REDIRECTS: 0, IPV4_DEVCONF_RP_FILTER: 0}
+        with RouteSocket(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)) as route:
+            for interface in self.interfaces.values():
+                route.configure_ipv4(interface.index, settings)
+                # A router joins IPv6's group of all routers, and would report that at random moments (MLD).
+                route.set_flags(interface.index, 0, IFF_MULTICAST)
+        if self.ip6:
+            try:
+                self.engine.write_file(self.name, Sysctl._path(FORWARDING6), f"{int(on)}\n")
+            except OSError as exc:
+                self.engine.refused[FORWARDING6] = exc.strerror or str(exc)
+        self._forwarding = on
 
     def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int:
         """A socket of this host as a bare descriptor, which the caller owns. Raises the kernel's own OSError."""

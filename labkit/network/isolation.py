@@ -17,6 +17,7 @@ from labkit import child
 from labkit.errors import LabClosed, LabUnavailable, NotReady
 from labkit.network import rpc
 from labkit.network.engine import Address, Engine
+from labkit.network.netlink import ETHERNET_MTU, RouteSocket
 from labkit.network.ring import ETH_P_ALL, Ring
 from labkit.network.support import why_unavailable
 from labkit.network.tiers import FIXED, KERNEL
@@ -86,10 +87,24 @@ class Isolation(Engine):
         """Process id of the guardian, the parent of all others."""
         return self._guardian.pid
 
-    def _make_host(self, number: int, name: str, ip: str, ip6: str) -> tuple[Address, str]:
-        reply, _ = self._ask({"op": "add_host", "number": number, "name": name, "ip": ip, "ip6": ip6})
+    def _make_host(self, address: Address) -> tuple[Address, str]:
+        return self._make("add_host", address)
+
+    def _make_interface(self, address: Address) -> tuple[Address, str]:
+        return self._make("add_interface", address)
+
+    def _make(self, operation: str, address: Address) -> tuple[Address, str]:
+        bits = self.subnets[address.subnet].bits
+        reply, _ = self._ask({"op": operation, "bits": bits, **address._asdict()})
         self.refused |= reply["refused"]
-        return Address(number, name, ip, reply["ip6"], reply["index"]), reply["interface"]
+        chosen = {name: reply[name] for name in ("ip6", "interface_index", "device_index")}
+        return address._replace(**chosen), reply["interface"]
+
+    def _set_mtu(self, label: str, mtu: int | None) -> None:
+        address = self.interfaces[label]
+        netlink = self.open_socket(address.name, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        with RouteSocket(socket.socket(fileno=netlink)) as route:
+            route.set_mtu(address.device_index, mtu or ETHERNET_MTU)
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         self.check_open()

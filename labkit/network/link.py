@@ -17,6 +17,13 @@ def number(name: str, value: object, low: float, high: float = math.inf, *, unit
     return float(value)
 
 
+def whole(name: str, value: object, low: int, high: int, *, unit: str = "") -> int:
+    """A whole number between two bounds, or InvalidValue that quotes it."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise InvalidValue(f"{name}={value!r}: give a whole number from {low} to {high}{' ' + unit if unit else ''}")
+    return value
+
+
 def check_port(port: object, low: int = 1) -> int:
     """A port, or InvalidValue that quotes it. `low` is 0 where the kernel may choose."""
     if isinstance(port, bool) or not isinstance(port, int) or not low <= port <= 65535:
@@ -37,6 +44,9 @@ class Link:
         reorder: probability that a frame overtakes those before it: it crosses without this link's delay.
         duplicate: probability that a frame arrives twice.
         queue_ms: how much a rate-limited link queues before it drops, in milliseconds of its own rate.
+        mtu: the longest IP packet that it carries, bytes, from 1280 (RFC 8200 section 5) to 1500; None for 1500. The
+            host's kernel is told: it splits longer packets, or says that they are too long. What the wire brings for
+            the host and is longer gets lost, as on any link whose two ends do not agree.
 
     Raises:
         InvalidValue: a value out of its range.
@@ -49,6 +59,7 @@ class Link:
     reorder: float = 0.0
     duplicate: float = 0.0
     queue_ms: float = 100.0
+    mtu: int | None = None
 
     def __post_init__(self) -> None:
         number("rtt_ms", self.rtt_ms, 0, 60_000, unit="milliseconds")
@@ -58,6 +69,8 @@ class Link:
             number(name, getattr(self, name), 0, 1)
         if self.rate_mbps is not None:
             number("rate_mbps", self.rate_mbps, 0.001, 1e6, unit="Mbit/s, or None for no limit")
+        if self.mtu is not None:
+            whole("mtu", self.mtu, 1280, 1500, unit="bytes, or None for 1500")
 
     def changed(self, **changes: Any) -> Link:
         """A copy with some values changed. Raises InvalidValue for a name that a link does not have."""
@@ -67,7 +80,8 @@ class Link:
         return replace(self, **changes)
 
 
-ACTIONS = ("drop", "delay", "duplicate")
+ACTIONS = ("drop", "delay", "duplicate", "cut")
+PROTOCOLS = ("tcp", "udp", "icmp", "icmpv6")
 FLAG_BITS = {"F": 0x01, "S": 0x02, "R": 0x04, "P": 0x08, "A": 0x10, "U": 0x20, "E": 0x40, "C": 0x80}
 
 
@@ -76,14 +90,18 @@ class Rule:
     """A fault for the packets that match: every condition given must hold.
 
     Args:
-        action: "drop", "delay" (by `delay_ms`) or "duplicate".
-        source: name of the sending host.
-        destination: name of the receiving host.
-        protocol: "tcp" or "udp".
+        action: "drop", "delay" (by `delay_ms`), "duplicate", or "cut": drop, and count as lost by a cut link.
+        source: name of the sending host. Of a packet that goes through a router each part of its way counts for itself:
+            first the router is the destination, then it is the source. "router/outside" is one of its interfaces.
+        destination: name of the receiving host, the same way.
+        protocol: "tcp", "udp", "icmp" or "icmpv6". Of a packet in fragments the first one has a protocol.
         tcp_flags: exactly these TCP flags, as tcpdump writes them: "S" a SYN, "SA" a SYN-ACK. PSH is not compared.
         port: source or destination port.
         payload: True for packets with TCP or UDP payload, False for those without.
-        contains: bytes that the payload holds.
+        contains: bytes that stand anywhere in the payload of one packet. What two segments of a TCP stream share is
+            not found, nor what stands under encryption.
+        icmp_type: type of an ICMP message, with `protocol`: 3 of "icmp" is "destination unreachable" (RFC 792).
+        icmp_code: its code: 4 of type 3 is "fragmentation needed".
         skip: matching packets to let pass first.
         count: how many to act on after that, None for all.
         delay_ms: milliseconds that "delay" adds. Later frames may overtake the delayed one.
@@ -103,16 +121,23 @@ class Rule:
     skip: int = 0
     count: int | None = None
     delay_ms: float = 0.0
+    icmp_type: int | None = None
+    icmp_code: int | None = None
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise InvalidValue(f"action={self.action!r}: the wire can {', '.join(ACTIONS)}")
-        if self.protocol not in (None, "tcp", "udp"):
-            raise InvalidValue(f"protocol={self.protocol!r}: 'tcp', 'udp' or None for any")
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise InvalidValue(f"protocol={self.protocol!r}: one of {', '.join(PROTOCOLS)}, or None for any")
         if self.tcp_flags is not None and (not self.tcp_flags or set(self.tcp_flags) - set(FLAG_BITS)):
             raise InvalidValue(f"tcp_flags={self.tcp_flags!r}: letters of {''.join(FLAG_BITS)}, for instance 'SA'")
         if self.contains is not None and not isinstance(self.contains, bytes):
             raise InvalidValue(f"contains={self.contains!r}: give bytes, for instance b'HTTP/1.1 200'")
+        for name in ("icmp_type", "icmp_code"):
+            if (value := getattr(self, name)) is not None:
+                whole(name, value, 0, 255)
+                if self.protocol not in ("icmp", "icmpv6"):
+                    raise InvalidValue(f"{name}={value}: give protocol='icmp' or 'icmpv6', too; their numbers differ")
         number("delay_ms", self.delay_ms, 0, 60_000, unit="milliseconds")
         number("skip", self.skip, 0)
         if self.count is not None:
@@ -134,7 +159,7 @@ class Counts:
     """What the wire did in one direction of one link, in frames.
 
     Once the wire is quiet, over all links and directions: frames + duplicated = delivered + lost + overflowed
-    + ruled_out + unaddressed, as long as nothing was missed.
+    + ruled_out + cut + too_long + unaddressed, as long as nothing was missed.
 
     Attributes:
         frames: frames that entered.
@@ -143,6 +168,8 @@ class Counts:
         lost: dropped by the link's `loss`.
         overflowed: dropped because the queue of a rate-limited link was full.
         ruled_out: dropped by a rule.
+        cut: sent while the link was cut.
+        too_long: longer than the link's `mtu`.
         duplicated: copies that were added.
         reordered: frames that overtook others.
         unaddressed: frames for no host of the lab, such as broadcast; they go nowhere.
@@ -155,6 +182,8 @@ class Counts:
     lost: int = 0
     overflowed: int = 0
     ruled_out: int = 0
+    cut: int = 0
+    too_long: int = 0
     duplicated: int = 0
     reordered: int = 0
     unaddressed: int = 0

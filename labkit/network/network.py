@@ -9,21 +9,24 @@ import secrets
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from labkit.errors import InvalidValue, NameTaken
 from labkit.network import sockets
+from labkit.network.addresses import Subnet
 from labkit.network.engine import Address, Closable, Engine, Start
 from labkit.network.host import Host
+from labkit.network.interface import Interface
 from labkit.network.link import Link
 from labkit.network.wire_control import WireControl
 
-MOST_HOSTS = 250  # their number is one byte of their addresses
+MOST_HOSTS = 250  # the number of an interface is one byte of its addresses
+FIRST_NETWORK = "lab"
 HOST_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 # Attributes of a lab that its class does not show.
-RESERVED = {"name", "seed", "hosts", "program_environment", "directory", "engine", "wire"}
+RESERVED = {"name", "seed", "hosts", "networks", "program_environment", "directory", "engine", "wire"}
 
 _named: weakref.WeakValueDictionary[str, Network] = weakref.WeakValueDictionary()
 
@@ -33,6 +36,7 @@ class Network:
 
     Args:
         links: the hosts, in the order of their addresses (192.0.2.1, 192.0.2.2, …), each with its link.
+        networks: the hosts on each network, where there are several. A host on more than one is a router.
         seed: for every random decision of the wire.
         name: opening a second network of the same name closes the first, so that a cell can be run twice.
         engine: what starts the engine that makes the hosts, see labkit.network.engine.
@@ -48,13 +52,16 @@ class Network:
         seed: int = 0,
         name: str | None = None,
         engine: Start,
+        networks: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
+        plan = {FIRST_NETWORK: list(links)} if networks is None else {key: list(networks[key]) for key in networks}
+        self._check_plan(plan, links)
         for host_name, link in links.items():
             self._check_name(host_name)
             if not isinstance(link, Link):
                 raise InvalidValue(f"link of host {host_name!r} is {link!r}: give a labkit.Link")
-        if len(links) > MOST_HOSTS:
-            raise InvalidValue(f"{len(links)} hosts: a lab holds {MOST_HOSTS}")
+        if (interfaces := sum(map(len, plan.values()))) > MOST_HOSTS:
+            raise InvalidValue(f"{interfaces} hosts: a lab holds {MOST_HOSTS}")
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise InvalidValue(f"seed={seed!r}: give a whole number")
         if name is not None and not isinstance(name, str):
@@ -64,49 +71,179 @@ class Network:
         self.name = name
         self.seed = seed
         self.hosts: dict[str, Host] = {}
+        self.networks: dict[str, Subnet] = {}
+        self._routed: dict[tuple[str, str], tuple[str, str]] = {}
         self.program_environment: dict[str, str] = {}
         self._owned: list[Closable] = []
         self._owned_names: dict[str, Closable] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self.directory = Path(tempfile.gettempdir(), f"labkit-{secrets.token_hex(6)}")
-        self.engine = engine(self.directory, seed, list(links))
+        first = next(iter(plan))
+        self.engine = engine(self.directory, seed, plan[first])
         self.engine.name = name or self.engine.name
         sockets.install()
         self._finalizer = weakref.finalize(self, _end, self.engine)
         try:
             self.wire = WireControl(self.engine)
+            self.networks[first] = self.engine.subnets[0]
             for address in self.engine.hosts.values():
                 self._know(address, links[address.name])
+            for network in list(plan)[1:]:
+                self._lay_out(network, plan[network], links)
         except BaseException:
             self.close()
             raise
         if name is not None:
             _named[name] = self
 
-    def add_host(self, name: str, link: Link | None = None) -> Host:
+    def add_host(self, name: str, link: Link | None = None, *, network: str | None = None) -> Host:
         """One more host, reachable from all the others at once.
 
         Args:
             name: letters, digits and underscores; the host answers to ``name.lab``.
             link: what its link does to frames; by default no delay and no loss.
+            network: the one that it is on; by default the lab's first.
 
         Raises:
             InvalidValue, NameTaken: a name that cannot be. OSError: the kernel refused.
         """
+        self._check_new_host(name)
+        host = self._know(self.engine.add_host(name, self._number_of(network)), link)
+        self._connect()
+        return host
+
+    def add_network(self, name: str) -> Subnet:
+        """One more network, with addresses of its own and nobody on it yet.
+
+        Args:
+            name: letters, digits and underscores.
+
+        Returns:
+            its addresses: ``.cidr`` is "198.51.100.0/24", ``.cidr6`` "2001:db8:0:1::/64".
+
+        Raises:
+            InvalidValue, NameTaken: a name that cannot be, or one network too many. NotAvailableHere: on "loopback".
+        """
+        self.check_open()
+        self._check_network_name(name)
+        if name in self.networks:
+            raise NameTaken(f"network {name!r} is there already, with {self.networks[name].cidr}: choose another name")
+        self.networks[name] = self.engine.add_subnet()
+        return self.networks[name]
+
+    def add_router(self, name: str, networks: Sequence[str]) -> Host:
+        """A host on several networks that forwards packets. Each host gets routes to the networks behind it.
+
+        Args:
+            name: as of ``add_host``.
+            networks: those that it joins, in the order of its interfaces.
+
+        Raises:
+            As ``add_host``, and InvalidValue for a network that is not there.
+        """
+        if isinstance(networks, str) or len(set(networks)) < 2:
+            raise InvalidValue(f"networks={networks!r}: a router joins two at least: {', '.join(self.networks)}")
+        self._check_new_host(name, len(networks))
+        first, *others = [self._number_of(network) for network in networks]
+        host = self._know(self.engine.add_host(name, first), None)
+        for network, _ in zip(networks[1:], others, strict=True):
+            self._plug(host, network)
+        host.forwarding = True
+        self._connect()
+        return host
+
+    def add_interface(self, host: Host | str, network: str, link: Link | None = None) -> Interface:
+        """One more interface of a host, in another network. It does not make a router of it: see ``Host.forwarding``.
+
+        Args:
+            host: which one.
+            network: one that the host is not on yet.
+            link: what its link does to frames; by default no delay and no loss.
+
+        Returns:
+            the interface, which is ``host.interfaces[network]`` from now on.
+
+        Raises:
+            InvalidValue, NameTaken: no such host or network, or it is there already. OSError: the kernel refused.
+        """
+        self.check_open()
+        owner = host if isinstance(host, Host) else self[host]
+        self._number_of(network)
+        if network in owner.interfaces:
+            raise NameTaken(f"{owner.name} is on {network!r} already: {owner.interfaces[network]!r}")
+        self._check_room(f"interface of {owner.name}")
+        interface = self._plug(owner, network)
+        if link is not None and link != Link():
+            self.engine.set_link(interface.label, link)
+        if owner.forwarding:
+            owner.forwarding = True  # its new interface, too
+        self._connect()
+        return interface
+
+    def _lay_out(self, network: str, hosts: Sequence[str], links: Mapping[str, Link]) -> None:
+        """The next network of a lab that begins, and who is on it."""
+        number = self.add_network(network).number
+        for name in hosts:
+            if name not in self.hosts:
+                self._know(self.engine.add_host(name, number), links[name])
+            else:
+                self._plug(self.hosts[name], network)
+                self.hosts[name].forwarding = True
+        self._connect()
+
+    def _know(self, address: Address, link: Link | None) -> Host:
+        host = self.hosts[address.name] = Host(self.engine, address, self)
+        network = list(self.networks)[address.subnet]
+        host.interfaces[network] = Interface(self.engine, host.name, address, network)
+        if link is not None and link != Link():
+            self.engine.set_link(host.name, link)
+        return host
+
+    def _plug(self, host: Host, network: str) -> Interface:
+        label = f"{host.name}/{network}"
+        address = self.engine.add_interface(host.name, label, self.networks[network].number)
+        host.interfaces[network] = interface = Interface(self.engine, label, address, network)
+        return interface
+
+    def _connect(self) -> None:
+        """Give every host the routes to what stands behind routers. What a notebook has changed since stays."""
+        if len(self.networks) < 2:
+            return
+        from labkit.network.connect import connect
+
+        self._routed = connect(self.hosts, self.networks, self._routed)
+
+    def _number_of(self, network: str | None) -> int:
+        if network is not None and network not in self.networks:
+            raise InvalidValue(f"no network {network!r} in this lab, which has {', '.join(self.networks)}")
+        return 0 if network is None else self.networks[network].number
+
+    def _check_new_host(self, name: str, interfaces: int = 1) -> None:
         self.check_open()
         self._check_name(name)
         if name in self.hosts:
             raise NameTaken(f"host {name!r} is there already: choose another name, or use lab.{name}")
-        if len(self.hosts) >= MOST_HOSTS:
-            raise InvalidValue(f"host {name!r} would be number {MOST_HOSTS + 1}: a lab holds {MOST_HOSTS}")
-        return self._know(self.engine.add_host(name), link)
+        self._check_room(f"host {name!r}", interfaces)
 
-    def _know(self, address: Address, link: Link | None) -> Host:
-        host = self.hosts[address.name] = Host(self.engine, address, self)
-        if link is not None and link != Link():
-            self.engine.set_link(host.name, link)
-        return host
+    def _check_room(self, what: str, interfaces: int = 1) -> None:
+        if len(self.engine.interfaces) + interfaces > MOST_HOSTS:
+            raise InvalidValue(f"{what} would be number {MOST_HOSTS + 1}: a lab holds {MOST_HOSTS}")
+
+    def _check_plan(self, plan: Mapping[str, Sequence[str]], links: Mapping[str, Link]) -> None:
+        for network, hosts in plan.items():
+            self._check_network_name(network)
+            for name in hosts:
+                if name not in links or list(hosts).count(name) > 1:
+                    raise InvalidValue(f"networks={{{network!r}: {list(hosts)!r}}}: {name!r} stands there twice")
+        if not plan:
+            raise InvalidValue("networks={}: name one at least, or leave it out")
+        if missing := [name for name in links if not any(name in hosts for hosts in plan.values())]:
+            raise InvalidValue(f"host {missing[0]!r} is on none of the networks {', '.join(plan)}: put it on one")
+
+    def _check_network_name(self, name: object) -> None:
+        if not isinstance(name, str) or not HOST_NAME.fullmatch(name):
+            raise InvalidValue(f"network name {name!r}: lower-case letters, digits and underscores, a letter first")
 
     def _check_name(self, name: object) -> None:
         if not isinstance(name, str) or not HOST_NAME.fullmatch(name):

@@ -77,7 +77,7 @@ class Wire:
     def attach(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
         number = request["number"]
         self.ports[number] = self.plug_in(request)
-        self.fate.attach(number, request["host"])
+        self.fate.attach(number, request["host"], request["label"], request["network"])
         return {}, []
 
     def set_link(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
@@ -88,7 +88,7 @@ class Wire:
         links: dict[str, dict[str, Any]] = {}
         for number, (up, down) in self.fate.links.items():
             up.counts.missed = self.ports[number].missed()
-            links[up.host] = {"up": asdict(up.counts), "down": asdict(down.counts)}
+            links[up.label] = {"up": asdict(up.counts), "down": asdict(down.counts)}
         in_flight = self.fate.under_way() + sum(port.waiting() for port in self.ports.values())
         return {"links": links, "in_flight": in_flight}, []
 

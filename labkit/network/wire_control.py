@@ -45,13 +45,16 @@ class WireControl:
     def add(self, rule: Rule) -> RuleHandle:
         """Put a rule to work. Rules are asked in the order in which they came."""
         for name in filter(None, (rule.source, rule.destination)):
-            if name not in self._engine.hosts:  # such a rule would never match
-                raise InvalidValue(f"no host {name!r} in this lab, which has {', '.join(self._engine.hosts)}")
+            if name not in self._engine.interfaces:  # such a rule would never match
+                raise InvalidValue(f"no host {name!r} in this lab, which has {', '.join(self._engine.interfaces)}")
         return RuleHandle(self._engine, self._engine.add_rule(rule), rule)
 
     @property
     def counts(self) -> dict[str, dict[str, Counts]]:
-        """What the wire carried and dropped: ``counts["client"]["up"]`` is what the client sent."""
+        """What the wire carried and dropped: ``counts["client"]["up"]`` is what the client sent.
+
+        A further interface of a host counts for itself: "router/outside".
+        """
         return self._engine.wire_counts()[0]
 
     @property

@@ -441,7 +441,7 @@ def test_later_fragments_have_no_ports(lab: Lab) -> None:
     [
         {"source": "nobody"},
         {"destination": "nobody"},
-        {"protocol": "icmp"},
+        {"protocol": "sctp"},
         {"tcp_flags": "X"},
         {"tcp_flags": ""},
         {"contains": "text"},
