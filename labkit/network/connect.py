@@ -25,7 +25,7 @@ def connect(hosts: Mapping[str, Host], networks: Mapping[str, Subnet], before: R
     wanted = wanted_routes(members, [host.name for host in hosts.values() if host.forwarding])
     for (name, target), (network, router) in {**before, **wanted}.items():
         host, gateway = hosts[name], hosts[router].interfaces[network]
-        ways = {gateway.ip: networks[target].cidr if target in networks else "default"}
+        ways = {gateway.ip: networks[target].cidr if target in networks else "0.0.0.0/0"}
         if gateway.ip6 and FORWARDING6 not in host.engine.refused:
             ways[gateway.ip6] = networks[target].cidr6 if target in networks else "::/0"
         for via, prefix in ways.items():

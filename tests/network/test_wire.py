@@ -63,7 +63,10 @@ def balance(lab: Lab) -> dict[str, int]:
             for name, value in vars(counts).items():
                 total[f"missed {way}" if name == "missed" else name] += value
     came = total["frames"] + total["duplicated"]
-    went = sum(total[name] for name in ("delivered", "lost", "overflowed", "ruled_out", "unaddressed", "missed down"))
+    went = sum(
+        total[name]
+        for name in ("delivered", "lost", "overflowed", "ruled_out", "cut", "too_long", "unaddressed", "missed down")
+    )
     assert came == went, dict(total)
     assert total["missed up"] == 0
     return dict(total)
