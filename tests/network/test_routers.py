@@ -17,6 +17,11 @@ CHAIN = {"inside": ["client", "r1"], "middle": ["r1", "r2"], "outside": ["r2", "
 Require = Callable[[str], str]
 
 
+@pytest.fixture(autouse=True)
+def ping(require_program: Require) -> str:
+    return require_program("ping")
+
+
 @pytest.fixture
 def chain() -> Iterator[Lab]:
     """Client and server with two routers between them."""
@@ -255,7 +260,8 @@ def test_a_black_hole_takes_what_is_long_and_passes_what_is_short(chain: Lab) ->
         assert fetched(chain, 50_000) == 50_000
 
 
-def test_a_link_narrower_than_what_comes_loses_it_and_counts_it() -> None:
+def test_a_link_narrower_than_what_comes_loses_it_and_counts_it(require_program: Require) -> None:
+    ip = require_program("ip")
     with Lab(rtt_ms=2, hosts={"narrow": Link(mtu=1400)}) as lab:
         with lab.narrow.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs:
             theirs.bind(("", 9))
@@ -266,9 +272,9 @@ def test_a_link_narrower_than_what_comes_loses_it_and_counts_it() -> None:
             assert lab.wire.settle()
         assert lab.wire.counts["narrow"]["down"].too_long == 1
         assert lab.wire.counts["narrow"]["down"].delivered == 1
-        assert "mtu 1400" in lab.narrow.run(["ip", "link", "show", "eth0"]).check().stdout
+        assert "mtu 1400" in lab.narrow.run([ip, "link", "show", "eth0"]).check().stdout
         lab.narrow.set_link(mtu=None)
-        assert "mtu 1500" in lab.narrow.run(["ip", "link", "show", "eth0"]).check().stdout
+        assert "mtu 1500" in lab.narrow.run([ip, "link", "show", "eth0"]).check().stdout
 
 
 @pytest.mark.parametrize("mtu", [1279, 1501, 1400.0, True, "1400"])
