@@ -127,7 +127,7 @@ def request_stream(message: Message) -> bool:
 
 def keys_of_requests(capture: Captured) -> list[str]:
     """Under which keys the client of the last connection sent its request, each copy."""
-    return [message.level for packet, message in messages_of(capture) if packet.from_client and request_stream(message)]
+    return [message.level for _, message in messages_of(capture) if message.role == "request"]
 
 
 def first_and_last(capture: Captured) -> tuple[int, int]:

@@ -1,9 +1,9 @@
 """What each captured packet carries, by name: "SYN", "ClientHello", "GET / HTTP/1.1", "STREAM".
 
 ``dissect`` is a pure function: transits and secrets in, one ``Dissected`` for each transit out. Packets are
-sorted into conversations. ``tcp_connection`` puts streams together, ``tls_records``, ``quic_packets`` and the
-protocols that ``dialogue`` asks name what is in them, and here each message is given back to the packets that
-carried it.
+sorted into conversations. ``tcp_connection`` puts streams together, ``tls_records`` and the protocols that ``dialogue``
+asks name what is in them, and here each message is given back to the packets that carried it. ``udp`` does that for
+datagrams.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from labkit.capture.frames import Transit
 from labkit.capture.headers import ACK, FIN, RST, SYN, Decoded, TcpHeader, decode
 from labkit.capture.keylog import KeyLog
 from labkit.capture.messages import Dissected, Flow, Found, Message
-from labkit.capture.quic_packets import read_quic
 from labkit.capture.streams import Chunk
 from labkit.capture.tcp_connection import Connection
 from labkit.capture.tls_records import looks_like_tls, read_tls
+from labkit.capture.udp import read_datagrams
 
 
 def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
@@ -54,7 +54,7 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
             flow=flow,
             headers=decoded,
             from_client=from_client,
-            label=decoded.label,
+            label="datagram" if decoded.protocol == "UDP" and not decoded.label else decoded.label,
             payload=decoded.length,
             retransmission=False,
             lost=on_wire and transit.received_ns is None,
@@ -67,6 +67,8 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
                 packet = replace(packet, retransmission=False)
             sendings.add((transit.sent_ns, transit.data))
         packets.append(packet)
+    for packet in read_datagrams([packet for packet in packets if packet.label == "datagram"], secrets):
+        packets[packet.index] = packet
     for conversation in conversations:
         for index, messages in conversation.messages(secrets).items():
             packets[index] = replace(packets[index], messages=(*packets[index].messages, *messages))
@@ -115,9 +117,7 @@ class _Conversation(Protocol):
 
 
 def _begin_conversation(decoded: Decoded) -> _Conversation | None:
-    if decoded.label:
-        return None
-    return _TcpConversation() if decoded.tcp is not None else _UdpConversation()
+    return _TcpConversation() if decoded.tcp is not None and not decoded.label else None
 
 
 class _TcpConversation:
@@ -251,38 +251,3 @@ def _pieces(chunks: list[Chunk], tls_start: int | None, tls: list[Found]) -> lis
             arrival = max(arrival, chunk.packets(item.start, item.end)[1])
             pieces.append(Piece(arrival, item))
     return pieces
-
-
-class _UdpConversation:
-    """The datagrams between two addresses: QUIC, or something unknown."""
-
-    def __init__(self) -> None:
-        self._packets: list[Dissected] = []
-
-    def ends_before(self, decoded: Decoded) -> bool:
-        return False
-
-    def add(self, packet: Dissected) -> Dissected:
-        self._packets.append(packet)
-        return replace(packet, label="datagram")
-
-    def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
-        payloads = [packet.headers.payload for packet in self._packets]
-        datagrams = [
-            (payload, packet.from_client, not packet.lost)
-            for payload, packet in zip(payloads, self._packets, strict=True)
-        ]
-        found = read_quic(datagrams, secrets)
-        if found is None:
-            found = [
-                [Found("UDP", "datagram", f"{len(payload)} bytes", "", number, number, len(payload), payload)]
-                for number, payload in enumerate(payloads)
-            ]
-        indexes = [packet.index for packet in self._packets]
-        made: dict[Found, Message] = {}  # a message that spans datagrams stays one object
-        messages: dict[int, list[Message]] = {}
-        for index, here in zip(indexes, found, strict=True):
-            for item in here:
-                made.setdefault(item, item.message(indexes[item.start], indexes[item.end]))
-            messages[index] = [made[item] for item in here]
-        return messages

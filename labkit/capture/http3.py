@@ -1,46 +1,318 @@
-"""The HTTP/3 frames inside QUIC's STREAM frames, by name.
+"""The HTTP/3 messages inside QUIC's STREAM frames, by name: "GET /", "200", "DATA", "SETTINGS".
 
-Source: RFC 9114.
+Bytes of a stream are read in the order in which they belong, as soon as all before them are there. Header fields are
+compressed with a table that grows on the QPACK streams, so streams are read side by side, in the order of sending.
+
+Sources: RFC 9114 (HTTP/3), RFC 9204 (QPACK), RFC 9220 and 9297 (settings).
 """
 
 from __future__ import annotations
 
-from labkit.capture.fields import Cursor, Truncated
-from labkit.capture.quic_frames import QuicFrame
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-_HTTP3_FRAMES = {
-    0: "DATA", 1: "HEADERS", 3: "CANCEL_PUSH", 4: "SETTINGS", 5: "PUSH_PROMISE", 7: "GOAWAY",
-    13: "MAX_PUSH_ID",
+from labkit.capture.fields import Cursor, Truncated, printable
+from labkit.capture.in_order import InOrder
+from labkit.capture.messages import Found, Role
+from labkit.capture.quic_frames import QuicFrame
+from labkit.capture.streams import Chunk, Placed, Segment, Stream
+
+if TYPE_CHECKING:
+    from pylsqpack import Decoder
+
+_DATA, _HEADERS, _SETTINGS, _PUSH_PROMISE = 0, 1, 4, 5
+_FRAMES = {
+    _DATA: "DATA", _HEADERS: "HEADERS", 3: "CANCEL_PUSH", _SETTINGS: "SETTINGS", _PUSH_PROMISE: "PUSH_PROMISE",
+    7: "GOAWAY", 13: "MAX_PUSH_ID",
 }  # fmt: skip
-_HTTP3_STREAMS = {0: "control", 1: "push", 2: "QPACK encoder", 3: "QPACK decoder"}
+_CONTROL, _PUSH, _ENCODER, _DECODER = range(4)
+_STREAMS = {_CONTROL: "control", _PUSH: "push", _ENCODER: "QPACK encoder", _DECODER: "QPACK decoder"}
+_TABLE_CAPACITY = 1
+_SETTING_NAMES = {
+    _TABLE_CAPACITY: "QPACK_MAX_TABLE_CAPACITY", 6: "MAX_FIELD_SECTION_SIZE", 7: "QPACK_BLOCKED_STREAMS",
+    8: "ENABLE_CONNECT_PROTOCOL", 0x33: "H3_DATAGRAM",
+}  # fmt: skip
+_LONGEST_HEADERS = 2**18  # of which we decode the fields
+_LARGEST_TABLE = 2**20
+
+
+@dataclass(eq=False, slots=True)
+class _Item:
+    """Something on a stream: a frame of HTTP/3, a stream's type, instructions of QPACK."""
+
+    start: int
+    end: int
+    name: str
+    payload: int  # bytes after its own header
+    detail: str = ""
+    start_line: str = ""
+    status: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    """One direction of one stream, as far as it was read."""
+
+    number: int
+    from_client: bool
+    kind: int | None = None  # of a unidirectional stream
+    order: InOrder = field(default_factory=InOrder)
+    unread: bytearray = field(default_factory=bytearray)
+    position: int = 0  # offset of the first byte of ``unread``
+    skip: int = 0  # bytes of a frame whose content does not matter
+    items: list[_Item] = field(default_factory=list)
+    segments: dict[bool, list[Segment]] = field(default_factory=lambda: {True: [], False: []})  # early ones, others
+    ends: set[tuple[int, bool]] = field(default_factory=set)  # where a fin stood, and whether in early data
+
+    @property
+    def unidirectional(self) -> bool:
+        return bool(self.number & 0x02)
+
+    def took(self, size: int) -> None:
+        self.position += size
+        del self.unread[:size]
+
+
+class _Fields:
+    """Decodes the header fields that one side sends (RFC 9204)."""
+
+    def __init__(self) -> None:
+        self._instructions = b""
+        self._decoder: Decoder | None = None
+        self._waiting: dict[int, tuple[_Item, bytes]] = {}  # header blocks that refer to what has not come yet
+        self._blocks = 0
+
+    def allow(self, capacity: int) -> None:
+        """The other side has said how large the table may be. It must be known to read references to the table."""
+        self._begin(min(capacity, _LARGEST_TABLE))
+        instructions, self._instructions = self._instructions, b""
+        self.instruct(instructions)
+        waiting, self._waiting = self._waiting, {}
+        for item, block in waiting.values():
+            self.decode(item, block)
+
+    def _begin(self, capacity: int) -> Decoder:
+        from pylsqpack import Decoder
+
+        self._decoder = Decoder(capacity, 0xFFFF)
+        return self._decoder
+
+    def instruct(self, data: bytes) -> None:
+        """Take in bytes of the QPACK encoder stream."""
+        from pylsqpack import EncoderStreamError
+
+        self._instructions += data if len(self._instructions) < _LARGEST_TABLE else b""
+        decoder = self._decoder or self._begin(0)
+        try:
+            ready = decoder.feed_encoder(data)
+        except EncoderStreamError:
+            return
+        for block in ready:
+            if block in self._waiting:
+                self._finish(block, *self._waiting.pop(block), resume=True)
+
+    def decode(self, item: _Item, block: bytes) -> None:
+        """Name a HEADERS frame by its fields, now or when what it refers to has come."""
+        self._blocks += 1
+        self._finish(self._blocks, item, block, resume=False)
+
+    def _finish(self, number: int, item: _Item, block: bytes, *, resume: bool) -> None:
+        from pylsqpack import DecompressionFailed, StreamBlocked
+
+        decoder = self._decoder or self._begin(0)
+        try:
+            _, fields = decoder.resume_header(number) if resume else decoder.feed_header(number, block)
+        except (DecompressionFailed, StreamBlocked):
+            self._waiting[number] = item, block
+            return
+        item.start_line = start_line(fields)
+        item.status = int(item.start_line) if item.start_line.isdecimal() else None
+        item.headers = tuple((printable(name, 2**16), printable(value, 2**16)) for name, value in fields)
+
+
+def start_line(fields: list[tuple[bytes, bytes]]) -> str:
+    """Say in a word what header fields begin: "GET /", "200", "" for trailers (RFC 9114 section 4.3)."""
+    pseudo = {name: value for name, value in fields if name.startswith(b":")}
+    if b":method" in pseudo:
+        target = pseudo.get(b":path", pseudo.get(b":authority", b""))
+        return printable(pseudo[b":method"] + b" " + target)
+    status = pseudo.get(b":status", b"")
+    return printable(status) if len(status) == 3 and status.isdigit() else ""
 
 
 class Http3Streams:
-    """The HTTP/3 streams of one QUIC connection: remembers where the next HTTP/3 frame of each begins."""
+    """The HTTP/3 streams of one QUIC connection."""
 
     def __init__(self) -> None:
-        self._next: dict[tuple[int, bool], int] = {}
+        self._streams: dict[tuple[int, bool], _Stream] = {}
+        self._fields = {True: _Fields(), False: _Fields()}  # by who sends them: the client, the server
 
-    def names(self, frame: QuicFrame, from_client: bool) -> list[str]:
-        """Name the HTTP/3 frames that begin in a STREAM frame."""
+    def add(self, frame: QuicFrame, from_client: bool, early: bool, datagram: int, delivered: bool) -> None:
+        """Take in a STREAM frame; frames come in the order of sending."""
         assert frame.stream is not None
-        key, names = (frame.stream, from_client), []
-        begin = self._next.get(key, 0) - frame.offset if frame.offset else 0
-        if not 0 <= begin < len(frame.data):
-            return []  # the middle of an HTTP/3 frame, or bytes seen before
-        cursor = Cursor(frame.data[begin:])
+        if frame.stream % 4 == 1:
+            return  # a bidirectional one that the server opens: HTTP/3 has none (RFC 9114 section 6.1)
+        stream = self._streams.setdefault((frame.stream, from_client), _Stream(frame.stream, from_client))
+        stream.segments[early].append(Segment(frame.offset, frame.data, datagram, delivered))
+        if frame.fin:
+            stream.ends.add((frame.offset + len(frame.data), early))
+        stream.unread += stream.order.add(frame.offset, frame.data)
+        if stream.unread:
+            self._read(stream)
+
+    def _read(self, stream: _Stream) -> None:
+        """Read what is complete now."""
+        while stream.unread:
+            skipped = min(stream.skip, len(stream.unread))
+            stream.skip -= skipped
+            stream.took(skipped)
+            if stream.unidirectional and stream.kind not in (_CONTROL, _PUSH):
+                if not self._read_type_or_rest(stream):
+                    return
+            elif not stream.unread or not self._read_frame(stream):
+                return
+
+    def _read_type_or_rest(self, stream: _Stream) -> bool:
+        if stream.kind is None:
+            cursor = Cursor(bytes(stream.unread[:16]))
+            try:
+                stream.kind = cursor.varint()
+                push = f"push {cursor.varint()}" if stream.kind == _PUSH else ""
+            except Truncated:
+                stream.kind = None
+                return False
+            name, begin = _STREAMS.get(stream.kind, f"stream type 0x{stream.kind:x}"), cursor.position
+            size = begin if stream.kind in (_CONTROL, _PUSH) else len(stream.unread)
+            stream.items.append(_Item(0, size, name, size, push))
+        else:
+            begin, size = 0, len(stream.unread)
+            stream.items.append(_Item(stream.position, stream.position + size, stream.items[0].name, size))
+        if stream.kind == _ENCODER:
+            self._fields[stream.from_client].instruct(bytes(stream.unread[begin:]))
+        stream.took(size)
+        return True
+
+    def _read_frame(self, stream: _Stream) -> bool:
+        cursor = Cursor(bytes(stream.unread[:16]))
         try:
-            if frame.stream & 0x02 and frame.offset + begin == 0:  # unidirectional: begins with its type
-                kind = cursor.varint()
-                names.append(_HTTP3_STREAMS.get(kind, f"stream type {kind}"))
-                if kind != 0:  # only the control stream consists of frames
-                    self._next[key] = 1 << 62
-                    return names
-            while cursor.left:
-                kind, length = cursor.varint(), cursor.varint()
-                names.append(_HTTP3_FRAMES.get(kind, f"frame type 0x{kind:x}"))
-                self._next[key] = frame.offset + begin + cursor.position + length
-                cursor.take(length)
+            kind, length = cursor.varint(), cursor.varint()
         except Truncated:
-            pass  # goes on in the next STREAM frame
-        return names
+            return False
+        start, size = stream.position, cursor.position
+        if stream.items and stream.items[-1].start == start:
+            item = stream.items[-1]  # it was not complete before
+        else:
+            item = _Item(start, start + size + length, _FRAMES.get(kind, f"frame type 0x{kind:x}"), length)
+            stream.items.append(item)
+        if kind == _DATA or length > _LONGEST_HEADERS or kind not in _FRAMES:
+            stream.skip = size + length
+            return True
+        if len(stream.unread) < size + length:
+            return False
+        self._describe(kind, bytes(stream.unread[size : size + length]), item, stream)
+        stream.took(size + length)
+        return True
+
+    def _describe(self, kind: int, payload: bytes, item: _Item, stream: _Stream) -> None:
+        cursor = Cursor(payload)
+        try:
+            if kind == _HEADERS:
+                self._fields[stream.from_client].decode(item, payload)
+            elif kind == _PUSH_PROMISE:
+                item.detail = f"push {cursor.varint()}"
+                self._fields[stream.from_client].decode(item, cursor.take(cursor.left))
+            elif kind == _SETTINGS:
+                settings = {}
+                while cursor.left:
+                    number = cursor.varint()
+                    settings[number] = cursor.varint()
+                named = [f"{_SETTING_NAMES.get(key, f'0x{key:x}')} {value}" for key, value in settings.items()]
+                item.detail = ", ".join(named[:8])
+                self._fields[not stream.from_client].allow(settings.get(_TABLE_CAPACITY, 0))
+            else:  # a number: of a push, of the last request that is answered
+                item.detail = str(cursor.varint())
+        except Truncated:
+            item.name = f"malformed {item.name}"
+
+    def messages(self, *, rejected: bool) -> Http3Messages:
+        """Return what was read.
+
+        Args:
+            rejected: whether the server did not take the client's early data.
+        """
+        return Http3Messages(self._streams, rejected)
+
+
+class Http3Messages:
+    """The messages of a connection's streams, found by the STREAM frames that carried them."""
+
+    def __init__(self, streams: dict[tuple[int, bool], _Stream], rejected: bool) -> None:
+        self._rejected = rejected
+        self._streams = streams
+        self._placed = {
+            key: Placed([(item.start, item.end, item) for item in stream.items]) for key, stream in streams.items()
+        }
+        self._chunks: dict[tuple[int, bool, bool], list[Chunk]] = {}
+        self._made: dict[tuple[_Item, str], Found] = {}
+
+    def inside(self, frame: QuicFrame, from_client: bool, level: str) -> list[Found]:
+        """Return the messages that have bytes in a STREAM frame; none where they could not be told apart."""
+        key = (frame.stream or 0, from_client)
+        if key not in self._streams:
+            return []
+        items = self._placed[key].between(frame.offset, frame.offset + frame.length)
+        return [self._message(item, self._streams[key], level) for item in items]
+
+    def _message(self, item: _Item, stream: _Stream, level: str) -> Found:
+        if (item, level) in self._made:
+            return self._made[item, level]
+        early = level == "early"
+        chunks = self._assembled(stream, early)
+        beyond = bisect_left(chunks, item.end, key=lambda chunk: chunk.start)
+        overlapping = chunks[bisect_right(chunks, item.start, key=lambda chunk: chunk.end) : beyond]
+        places = [chunk.packets(max(item.start, chunk.start), min(item.end, chunk.end)) for chunk in overlapping]
+        first, last = min(first for first, _ in places), max(last for _, last in places)
+        begin = item.end - item.payload
+        content = b"".join(c.data[max(begin - c.start, 0) : max(item.end - c.start, 0)] for c in overlapping)
+        fin = (item.end, early) in stream.ends
+        parts = [f"stream {stream.number}"]
+        if not stream.unidirectional:
+            parts.append("request" if stream.from_client else "response")
+        parts += [f"{item.payload} bytes", *(["fin"] if fin else [])]
+        parts += ["rejected"] if early and self._rejected else []
+        detail = ", ".join(parts) + (f": {item.detail}" if item.detail else "")
+        self._made[item, level] = Found(
+            "HTTP/3", item.name, detail, level, first, last, item.payload, content, stream.number, fin,
+            rejected=early and self._rejected, role=_role(item, stream), start_line=item.start_line,
+            status=item.status, headers=item.headers, label=_label(item),
+        )  # fmt: skip
+        return self._made[item, level]
+
+    def _assembled(self, stream: _Stream, early: bool) -> list[Chunk]:
+        key = (stream.number, stream.from_client, early and self._rejected)
+        if key not in self._chunks:
+            segments = stream.segments[early] if self._rejected else stream.segments[True] + stream.segments[False]
+            whole = Stream()
+            for segment in segments:
+                whole.add(segment)
+            self._chunks[key] = whole.assemble()
+        return self._chunks[key]
+
+
+def _role(item: _Item, stream: _Stream) -> Role:
+    if item.name == "DATA":
+        return "data"
+    if item.name in ("HEADERS", "PUSH_PROMISE"):
+        return "request" if stream.from_client or item.name == "PUSH_PROMISE" else "response"
+    return "control"
+
+
+def _label(item: _Item) -> str:
+    """A header block by its start line. The stream's number stands before it, with the STREAM frame."""
+    if item.name == "PUSH_PROMISE" and item.start_line:
+        return f"PUSH_PROMISE {item.start_line}"
+    if item.name == "HEADERS" and item.headers:
+        return item.start_line or "trailers"
+    return ""

@@ -137,9 +137,8 @@ def _host_names(packets: Sequence[Dissected]) -> dict[_Endpoint, str]:
 
 
 def _endpoints(packet: Dissected) -> tuple[_Endpoint, _Endpoint]:
-    flow = packet.flow
-    client, server = (flow.client, flow.client_port), (flow.server, flow.server_port)
-    return (client, server) if packet.from_client else (server, client)
+    headers = packet.headers  # not the flow: a QUIC connection keeps it when an address changes
+    return (headers.source, headers.source_port), (headers.destination, headers.destination_port)
 
 
 def _row(packet: Dissected, names: dict[_Endpoint, str], start_ns: int) -> Row:
@@ -166,10 +165,12 @@ def _row(packet: Dissected, names: dict[_Endpoint, str], start_ns: int) -> Row:
 
 def _kind(packet: Dissected) -> str:
     protocols = {message.protocol for message in packet.messages}
+    if packet.flow.protocol == "UDP" and protocols & {"TLS", "QUIC", "HTTP/3"}:
+        return "quic"
     if protocols - {"TCP", "UDP", "TLS", "QUIC", "DATA"}:
         return "http"
-    if protocols & {"TLS", "QUIC"}:
-        return "tls" if packet.flow.protocol == "TCP" else "quic"
+    if "TLS" in protocols:
+        return "tls"
     return "data" if protocols & {"DATA", "UDP"} or packet.flow.protocol != "TCP" else "tcp"
 
 

@@ -16,6 +16,8 @@ from labkit.errors import InvalidValue
 
 # The QUIC packets that each level's keys protect.
 PACKET_NAMES = {"initial": "Initial", "early": "0-RTT", "handshake": "Handshake", "application": "1-RTT"}
+_FRAMED = {"TLS": "CRYPTO", "HTTP/3": "STREAM"}  # the frames in which QUIC carries other protocols
+_INSIDE_QUIC = ("QUIC", *_FRAMED)
 
 Role = Literal["", "request", "response", "control", "data"]
 
@@ -110,6 +112,9 @@ class Found:
 class Flow:
     """The two ends of a conversation.
 
+    A QUIC connection keeps the flow that it began with, also when its client's address changes:
+    ``Dissected.headers`` says where a packet came from and went to.
+
     Attributes:
         client: address of the side that began, "" where the protocol has no addresses.
         client_port: its port, 0 where there is none.
@@ -186,24 +191,27 @@ class Dissected:
         for message in self.messages:
             if message.protocol != "TCP":
                 early = message.level == "early" and message.name != "EndOfEarlyData"
-                shown = message.label or message.name
-                name = f"early data: {shown}" if early else shown
-                goes_on = message.first < self.index <= message.last
-                parts.append(f"{name} …" if goes_on else name)
+                parts.append(("early data: " if early else "") + self._shown(message))
         return parts
+
+    def _shown(self, message: Message) -> str:
+        goes_on = message.first < self.index <= message.last
+        return (message.label or message.name) + (" …" if goes_on else "")
 
     @property
     def _is_quic(self) -> bool:
-        return self.flow.protocol == "UDP" and any(message.protocol != "UDP" for message in self.messages)
+        return self.flow.protocol == "UDP" and any(message.protocol in _INSIDE_QUIC for message in self.messages)
 
     def _quic_parts(self) -> list[str]:
         parts = []
         for level, messages in groupby(self.messages, lambda message: message.level):
             texts = []
             for protocol, group in groupby(messages, lambda message: message.protocol):
-                if protocol == "TLS":  # TLS messages travel in CRYPTO frames
-                    names = [f"{m.name} …" if m.first < self.index <= m.last else m.name for m in group]
-                    texts.append(f"CRYPTO[{', '.join(names)}]")
+                if protocol in _FRAMED:
+                    for stream, inside in groupby(group, lambda message: message.stream):
+                        names = [self._shown(message) for message in inside]
+                        frame = _FRAMED[protocol] if stream is None else f"{_FRAMED[protocol]} {stream}"
+                        texts.append(f"{frame}[{', '.join(names)}]")
                 else:
                     for text, same in groupby(map(_frame_text, group)):
                         count = len(list(same))

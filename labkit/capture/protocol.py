@@ -228,6 +228,9 @@ class BodyProtocol:
         raise NotImplementedError
 
 
+Endpoint = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Datagram:
     """A datagram between two endpoints.
@@ -236,13 +239,20 @@ class Datagram:
         data: its payload.
         from_client: whether the side that spoke first sent it.
         delivered: False where the wire lost it.
-        port: the server's.
+        source: address and port of its sender.
+        destination: address and port of its receiver.
     """
 
     data: bytes
     from_client: bool
     delivered: bool
-    port: int
+    source: Endpoint
+    destination: Endpoint
+
+    @property
+    def port(self) -> int:
+        """The server's port."""
+        return self.destination[1] if self.from_client else self.source[1]
 
 
 class DatagramProtocol:

@@ -33,6 +33,8 @@ class QuicFrame:
         stream: stream ID of a STREAM frame, else None.
         offset: where the data of a STREAM or CRYPTO frame belong.
         fin: whether a STREAM frame ends its stream.
+        new_id: the connection ID that a NEW_CONNECTION_ID frame brings.
+        reset_token: what a Stateless Reset for that ID ends with.
     """
 
     name: str
@@ -42,12 +44,15 @@ class QuicFrame:
     stream: int | None = None
     offset: int = 0
     fin: bool = False
+    new_id: bytes = b""
+    reset_token: bytes = b""
 
 
 def parse_frames(payload: bytes) -> list[QuicFrame]:
     """Read the frames of an opened packet (RFC 9000 section 19).
 
-    A run of padding is one frame. Bytes that make no frame end the list as "malformed frame".
+    A run of padding is one frame. Bytes that make no frame end the list as "malformed frame", an extension's frame
+    ends it as "frame type 0x...".
     """
     cursor, frames = Cursor(payload), []
     while cursor.left:
@@ -89,9 +94,10 @@ def _parse_frame(cursor: Cursor) -> QuicFrame:
     elif kind == 0x18:
         number, retire = cursor.varint(), cursor.varint()
         connection_id = cursor.vector(1)
-        cursor.take(16)  # stateless reset token
-        name, detail = "NEW_CONNECTION_ID", f"number {number}: {connection_id.hex()}"
-        detail += f", retire before {retire}" if retire else ""
+        token = cursor.take(16)  # the last bytes of a Stateless Reset
+        detail = f"number {number}: {connection_id.hex()}" + (f", retire before {retire}" if retire else "")
+        size = cursor.position - start
+        return QuicFrame("NEW_CONNECTION_ID", detail, size, new_id=connection_id, reset_token=token)
     elif kind in (0x1A, 0x1B):
         name, detail = ("PATH_CHALLENGE" if kind == 0x1A else "PATH_RESPONSE"), cursor.take(8).hex()
     elif kind in (0x1C, 0x1D):
@@ -105,8 +111,10 @@ def _parse_frame(cursor: Cursor) -> QuicFrame:
     elif kind in (0x30, 0x31):
         data = cursor.take(cursor.varint() if kind == 0x31 else cursor.left)
         return QuicFrame("DATAGRAM", f"{len(data)} bytes", len(data), data)
-    else:
-        raise Truncated(f"unknown frame type 0x{kind:x}")  # its length is unknown: nothing after it can be read
+    else:  # its length is unknown, so nothing after it can be read (RFC 9000 section 19.21)
+        size = len(cursor.data) - start
+        cursor.take(cursor.left)
+        return QuicFrame(f"frame type 0x{kind:x}", f"{size} bytes from here on, not read", size)
     return QuicFrame(name, detail, cursor.position - start)
 
 

@@ -1,287 +1,293 @@
-"""QUIC datagrams, opened with the session's secrets: packets, their frames, the TLS messages inside them.
+"""QUIC packets among the datagrams of a capture, opened with the session's secrets and named.
 
-``read_quic`` takes the datagrams between two addresses. It works in three steps:
+``read_quic`` goes through all datagrams in their order. ``quic_ids`` says which connection a packet belongs to,
+``quic_connection`` opens it, and what its frames say (new connection IDs, the ClientHello) serves the packets after it.
+What could not be opened is tried once more at the end, because packets overtake each other. Then the TLS messages
+and the HTTP/3 messages are named in the packets that carried them.
 
-1. Initial packets. Their keys come from the connection ID that the client chose for the server, which is
-   in the clear: everybody can open them. They hold the ClientHello, whose random names the session.
-2. All other packets, with the secrets from the key log.
-3. The CRYPTO frames of each level are put together to a stream, and the stream's TLS messages are named in
-   the packets that carried them. Lost packets count as long as nothing else brought the same bytes.
-
-Sources: RFC 9000 (transport), RFC 9001 (protection), RFC 9369 (version 2).
+Sources: RFC 8999 and 9000 (transport), RFC 9001 (protection), RFC 9287 (fixed bit), RFC 9368 and 9369 (versions).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from labkit.capture.http3 import Http3Streams
 from labkit.capture.keylog import KeyLog
 from labkit.capture.messages import PACKET_NAMES, Found
-from labkit.capture.quic_frames import QuicFrame, parse_frames
-from labkit.capture.streams import Segment, Stream
-from labkit.capture.tls_handshake import describe_handshake, split_handshake
-from labkit.capture.tls_session import Session
+from labkit.capture.protocol import Datagram, Endpoint
+from labkit.capture.quic_connection import Connection
+from labkit.capture.quic_frames import QuicFrame
+from labkit.capture.quic_headers import FIXED_BIT, MIN_SHORT_PACKET, LongHeader, is_long, read_long_header
+from labkit.capture.quic_ids import Identities
+from labkit.capture.streams import Placed
 
-if TYPE_CHECKING:
-    from aioquic.quic.crypto import CryptoContext
-
-_VERSIONS = (0x00000001, 0x6B3343CF)  # RFC 9000, RFC 9369
-_SECRET_LABELS = {
-    "early": "EARLY_TRAFFIC_SECRET",
-    "handshake": "HANDSHAKE_TRAFFIC_SECRET",
-    "application": "TRAFFIC_SECRET_0",
-}
-_MIN_SHORT_PACKET = 1 + 4 + 16  # first byte, packet number and sample (RFC 9001 section 5.4.2)
+_MIN_RESET = 21  # RFC 9000 section 10.3
 
 
 @dataclass(slots=True)
 class _Packet:
-    """A QUIC packet inside a datagram: ``level`` "" for Retry and Version Negotiation."""
+    """A QUIC packet inside a datagram: ``note`` is the name and detail of one without frames."""
 
     datagram: int
-    from_client: bool
-    delivered: bool
-    level: str
     data: bytes
-    number_at: int  # where the protected packet number begins
-    destination_id: bytes = b""
-    version: int = 0
-    note: tuple[str, str] | None = None  # name and detail of a packet without frames
-    connection: _Connection | None = None
+    level: str = ""
+    header: LongHeader | None = None
+    connection: Connection | None = None
+    from_client: bool = True
+    note: tuple[str, str] | None = None
     frames: list[QuicFrame] | None = None  # None: could not be opened
 
 
-@dataclass(eq=False, slots=True)
-class _Connection:
-    """The keys and the CRYPTO streams of one connection."""
+@dataclass(frozen=True, slots=True)
+class QuicReading:
+    """What a datagram of a QUIC connection says.
 
-    version: int
-    contexts: dict[tuple[str, bool], CryptoContext] = field(default_factory=dict)
-    expected: dict[tuple[bool, bool, bool], int] = field(default_factory=dict)
-    crypto: dict[tuple[str, bool], Stream] = field(default_factory=dict)
-    session: Session = field(default_factory=Session)
-    http3: Http3Streams = field(default_factory=Http3Streams)
+    Attributes:
+        found: its messages, with datagram numbers as places; the same object in several datagrams where one spans them.
+        from_client: whether the client sent it.
+        client: where the client was when the connection began; its address may change later.
+        server: where the server was then.
+    """
 
-    @classmethod
-    def from_initial(cls, version: int, destination_id: bytes) -> _Connection:
-        """Make a connection with the Initial keys of RFC 9001 section 5.2."""
-        from aioquic.quic.crypto import CryptoPair
-
-        pair = CryptoPair()
-        pair.setup_initial(destination_id, is_client=False, version=version)
-        return cls(version, {("initial", True): pair.recv, ("initial", False): pair.send})
-
-    def open(self, packet: _Packet, secrets: KeyLog) -> bool:
-        """Try to open a packet; keep its frames where that works."""
-        key = (packet.level, packet.from_client)
-        contexts = [self.contexts[key]] if key in self.contexts else self._candidates(packet, secrets)
-        for context in contexts:
-            payload = self._decrypt(packet, context)
-            if payload is not None:
-                self.contexts[key] = context
-                packet.connection, packet.frames = self, parse_frames(payload)
-                for frame in packet.frames:
-                    if frame.name == "CRYPTO":
-                        stream = self.crypto.setdefault(key, Stream())
-                        stream.add(Segment(frame.offset, frame.data, packet.datagram, packet.delivered))
-                return True
-        return False
-
-    def _candidates(self, packet: _Packet, secrets: KeyLog) -> list[CryptoContext]:
-        """The keys that the log's secret can mean: it does not name the cipher, only its length tells."""
-        from aioquic.quic.crypto import CryptoContext
-        from aioquic.tls import CipherSuite
-
-        if packet.level not in _SECRET_LABELS:
-            return []
-        side = "CLIENT" if packet.from_client else "SERVER"
-        secret = self.session.secret(f"{side}_{_SECRET_LABELS[packet.level]}", secrets)
-        suites = {
-            32: (CipherSuite.AES_128_GCM_SHA256, CipherSuite.CHACHA20_POLY1305_SHA256),
-            48: (CipherSuite.AES_256_GCM_SHA384,),
-        }
-        contexts = []
-        for suite in suites.get(len(secret or b""), ()):
-            context = CryptoContext()
-            context.setup(cipher_suite=suite, secret=secret or b"", version=self.version)
-            contexts.append(context)
-        return contexts
-
-    def _decrypt(self, packet: _Packet, context: CryptoContext) -> bytes | None:
-        from aioquic.quic.crypto import apply_key_phase, next_key_phase
-
-        # Packet numbers count in three spaces: Initial, Handshake, and one for 0-RTT and 1-RTT.
-        space = (packet.level == "initial", packet.level == "handshake", packet.from_client)
-        expected = self.expected.get(space, 0)
-        try:
-            _, payload, number, key_update = context.decrypt_packet(packet.data, packet.number_at, expected)
-        except ValueError:  # aioquic's CryptoError: other keys, or damaged on the way
-            return None
-        self.expected[space] = max(expected, number + 1)
-        if key_update:
-            apply_key_phase(context, next_key_phase(context), "remote_update")
-        return payload
-
-    def learn_hello(self) -> None:
-        """Take the ClientHello from the Initial packets."""
-        for _, kind, body in split_handshake(self._crypto_start("initial", True)):
-            self.session.learn(kind, body)
-
-    def _crypto_start(self, level: str, from_client: bool) -> bytes:
-        stream = self.crypto.get((level, from_client))
-        chunks = stream.assemble() if stream else []
-        return chunks[0].data if chunks and chunks[0].start == 0 else b""
-
-    def tls_messages(self) -> dict[tuple[str, bool], list[tuple[int, int, Found]]]:
-        """Name the TLS messages: (level, from the client) → their start, end in the CRYPTO stream, and name.
-
-        The server's go first: its EncryptedExtensions tell whether early data was accepted.
-        """
-        messages: dict[tuple[str, bool], list[tuple[int, int, Found]]] = {}
-        order = ("initial", "handshake", "application")
-        for key in sorted(self.crypto, key=lambda key: (key[1], order.index(key[0]))):
-            messages[key] = []
-            for chunk in self.crypto[key].assemble():
-                if chunk.start != 0:
-                    break  # after a gap nobody knows where a message begins
-                for offset, kind, body in split_handshake(chunk.data):
-                    end = offset + 4 + len(body)
-                    self.session.learn(kind, body)
-                    name, detail = describe_handshake(kind, body, self.session)
-                    first, last = chunk.packets(offset, end)
-                    data = chunk.data[offset:end]
-                    found = Found("TLS", name, detail, key[0], first, last, len(data), data)
-                    messages[key].append((offset, end, found))
-        return messages
-
-    def stream_detail(self, frame: QuicFrame, from_client: bool, early: bool) -> str:
-        """Describe a STREAM frame; with HTTP/3, name the HTTP/3 frames that begin in it."""
-        assert frame.stream is not None
-        parts = [f"stream {frame.stream}"]
-        if frame.stream % 4 == 0:  # opened by the client, bidirectional: where requests go (RFC 9000 section 2.1)
-            parts.append("request" if from_client else "response")
-        parts.append(f"{frame.length} bytes")
-        if frame.fin:
-            parts.append("fin")
-        if early and self.session.early_accepted is False:
-            parts.append("rejected")
-        names = self.http3.names(frame, from_client) if "h3" in self.session.alpn_offers else []
-        return ", ".join(parts) + (": " + ", ".join(names) if names else "")
+    found: list[Found]
+    from_client: bool
+    client: Endpoint
+    server: Endpoint
 
 
-def looks_like_quic(datagram: bytes) -> bool:
-    """Whether a datagram begins with a QUIC long header of a known version (or a Version Negotiation)."""
-    if len(datagram) < 7 or not datagram[0] & 0x80:
-        return False
-    version = int.from_bytes(datagram[1:5], "big")
-    return version == 0 or (version in _VERSIONS and bool(datagram[0] & 0x40))
-
-
-def read_quic(datagrams: Sequence[tuple[bytes, bool, bool]], secrets: KeyLog) -> list[list[Found]] | None:
-    """Name everything in the datagrams between one client and one server.
+def read_quic(datagrams: Sequence[Datagram], secrets: KeyLog) -> list[QuicReading | None]:
+    """Name everything that QUIC connections say in the datagrams of a capture.
 
     Args:
-        datagrams: payload, whether it comes from the client, whether it was delivered; in capture order.
+        datagrams: all of them, of any protocol, in capture order.
         secrets: the key log; may be empty.
 
     Returns:
-        the messages of each datagram, with datagram numbers as places; the same object in several datagrams
-        where a message spans them. None where this is not QUIC. Nothing is raised.
+        an entry for each datagram, None where it is not QUIC. Nothing is raised.
     """
-    if not any(looks_like_quic(data) for data, _, _ in datagrams):
-        return None
-    id_lengths: dict[bool, int] = {}  # how long the IDs are that each side put into the peer's short headers
-    packets: list[_Packet] = []
-    for number, (data, from_client, delivered) in enumerate(datagrams):
-        packets += _split_datagram(data, number, from_client, delivered, id_lengths)
-    connections: list[_Connection] = []
-    for packet in packets:
-        if packet.level != "initial" or any(known.open(packet, secrets) for known in reversed(connections)):
-            continue
-        # The first Initial of a connection, or the first after a Retry (which changes the ID, so the keys).
-        fresh = _Connection.from_initial(packet.version, packet.destination_id)
-        if packet.from_client and fresh.open(packet, secrets):
-            connections.append(fresh)
-    for connection in connections:
-        connection.learn_hello()
-    for packet in packets:
-        if packet.level not in ("", "initial"):
-            any(connection.open(packet, secrets) for connection in reversed(connections))
-    if not connections and not any(packet.note for packet in packets):
-        return None
-    messages = {connection: connection.tls_messages() for connection in connections}
-    found: list[list[Found]] = [[] for _ in datagrams]
-    for packet in packets:
-        tls = messages[packet.connection] if packet.connection else {}
-        found[packet.datagram] += _describe(packet, tls.get((packet.level, packet.from_client), []))
-    return found
+    reader = _Reader(datagrams, secrets)
+    for number in range(len(datagrams)):
+        reader.read(number)
+    return reader.readings()
 
 
-def _split_datagram(
-    data: bytes, number: int, from_client: bool, delivered: bool, id_lengths: dict[bool, int]
-) -> list[_Packet]:
-    """Take coalesced packets apart (RFC 9000 section 12.2). Stops at bytes that make no packet."""
-    from aioquic._buffer import Buffer  # aioquic.buffer's, which has no types
-    from aioquic.quic.packet import QuicPacketType, pull_quic_header
+@dataclass(slots=True)
+class _Reader:
+    datagrams: Sequence[Datagram]
+    secrets: KeyLog
+    packets: list[list[_Packet]] = field(default_factory=list)
+    identities: Identities = field(default_factory=Identities)
+    connections: list[Connection] = field(default_factory=list)
+    # Who sent a long header with which IDs: what a Version Negotiation has to repeat (RFC 9000 section 6.1).
+    asked: dict[tuple[Endpoint, Endpoint, bytes, bytes], int] = field(default_factory=dict)
 
-    levels = {
-        QuicPacketType.INITIAL: "initial", QuicPacketType.ZERO_RTT: "early",
-        QuicPacketType.HANDSHAKE: "handshake", QuicPacketType.ONE_RTT: "application",
-    }  # fmt: skip
-    packets: list[_Packet] = []
-    while data:
-        if packets and not any(data):
-            # Some senders fill a datagram up behind its packets, others with PADDING frames inside them.
-            padding = "datagram padding", f"{len(data)} bytes"
-            packets.append(_Packet(number, from_client, delivered, "", data, 0, note=padding))
-            break
-        if data[0] & 0x80 and not looks_like_quic(data):
-            break
-        buffer = Buffer(data=data)
-        try:
-            header = pull_quic_header(buffer, host_cid_length=id_lengths.get(not from_client, 8))
-        except ValueError:
-            break
-        level = levels.get(header.packet_type, "")
-        note: tuple[str, str] | None = None
-        if header.packet_type == QuicPacketType.RETRY:
-            note = "Retry", f"token of {len(header.token)} bytes"
-        elif header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
-            offers = ", ".join(f"0x{version:08x}" for version in header.supported_versions[:8])
-            note = "Version Negotiation", offers
-        elif level != "application":
-            id_lengths.setdefault(from_client, len(header.source_cid))
-        packet = data[: header.packet_length]
-        if level == "application" and len(packet) < _MIN_SHORT_PACKET:
-            break
-        place = (number, from_client, delivered, level, packet, buffer.tell())
-        packets.append(_Packet(*place, header.destination_cid, header.version or 0, note))
-        data = data[header.packet_length :]
-    return packets
+    def read(self, number: int) -> None:
+        """Take one datagram's coalesced packets apart (RFC 9000 section 12.2), and open them."""
+        data, packets = self.datagrams[number].data, self._packets_of(number)
+        while data:
+            if packets and not any(data):
+                # Some senders fill a datagram up behind its packets, others with PADDING frames inside them.
+                note = "datagram padding", f"{len(data)} bytes"
+                packets.append(replace(packets[-1], data=data, level="", header=None, note=note, frames=None))
+                return
+            packet = self._long(number, data) if is_long(data) else self._short(number, data)
+            if packet is None:
+                if packets:
+                    note = "unrecognised bytes", f"{len(data)} bytes"
+                    packets.append(replace(packets[-1], data=data, level="", header=None, note=note, frames=None))
+                return
+            packets.append(packet)
+            data = data[len(packet.data) :]
 
+    def _packets_of(self, number: int) -> list[_Packet]:
+        while len(self.packets) <= number:
+            self.packets.append([])
+        return self.packets[number]
 
-def _describe(packet: _Packet, tls: list[tuple[int, int, Found]]) -> list[Found]:
-    """Name what one packet carries: TLS messages in place of their CRYPTO frames."""
-    place = (packet.datagram, packet.datagram)
-    if packet.note:
-        return [Found("QUIC", *packet.note, "", *place, len(packet.data), packet.data)]
-    if packet.frames is None or packet.connection is None:
-        name = f"{PACKET_NAMES[packet.level]} packet (encrypted)"
-        return [Found("QUIC", name, f"{len(packet.data)} bytes", packet.level, *place, len(packet.data))]
-    described: list[Found] = []
-    for frame in packet.frames:
-        detail = frame.detail
-        if frame.name == "CRYPTO":
-            end = frame.offset + frame.length
-            inside = [found for start, stop, found in tls if start < end and stop > frame.offset]
-            if inside:
-                described += [found for found in inside if found not in described]
+    def _long(self, number: int, data: bytes) -> _Packet | None:
+        datagram, header = self.datagrams[number], read_long_header(data)
+        if header is None:
+            return None
+        if header.level == "negotiation":
+            return self._version_negotiation(number, data, header)
+        key = (datagram.source, datagram.destination, header.destination_id, header.source_id)
+        self.asked.setdefault(key, number)
+        if not header.level:
+            return None
+        packet = _Packet(number, data[: header.end], header.level, header)
+        known = self.identities.long(datagram.source, datagram.destination, header.destination_id)
+        if header.level == "retry":
+            packet.level, packet.note = "", ("Retry", f"token of {len(header.rest)} bytes")
+            if not known and not header.fixed:
+                return None
+            # What the client sends next has other keys, and with aioquic another ClientHello: a connection of its own.
+            packet.connection, packet.from_client = known[0] if known else (self._unopened(datagram, header), False)
+        elif not self._open_long(packet, known):
+            if not known and not header.fixed:
+                return None  # nothing but AEAD proves that it is QUIC
+            if packet.connection is None and known:
+                packet.connection, packet.from_client = known[0]
+            elif packet.connection is None:
+                packet.connection = self._unopened(datagram, header)
+                packet.from_client = packet.connection.client == datagram.source
+        assert packet.connection is not None
+        if packet.frames is not None or packet.note or not known:
+            self.identities.add_path(packet.connection, packet.from_client, datagram.source, datagram.destination)
+            self.identities.add_id(packet.connection, packet.from_client, header.source_id)
+        return packet
+
+    def _version_negotiation(self, number: int, data: bytes, header: LongHeader) -> _Packet | None:
+        """Recognise it by the IDs that it repeats: any other protocol's bytes can look like one."""
+        datagram = self.datagrams[number]
+        asked = self.asked.get((datagram.destination, datagram.source, header.source_id, header.destination_id))
+        if asked is None:
+            return None
+        if self.packets[asked]:
+            connection = self.packets[asked][0].connection
+        else:  # of a version not known here
+            first = self.datagrams[asked].data
+            connection = Connection(datagram.destination, datagram.source, 0)
+            version = int.from_bytes(first[1:5], "big")
+            note = f"packet of version 0x{version:08x}", f"{len(first)} bytes"
+            self.packets[asked].append(_Packet(asked, first, connection=connection, note=note))
+        versions = [header.rest[at : at + 4].hex() for at in range(0, min(len(header.rest), 32), 4)]
+        note = "Version Negotiation", ", ".join(f"0x{version}" for version in versions)
+        return _Packet(number, data, connection=connection, from_client=False, note=note)
+
+    def _unopened(self, datagram: Datagram, header: LongHeader) -> Connection:
+        """Begin a connection whose first packets the capture lacks: who is the client can only be guessed."""
+        from_client = header.level == "early" or datagram.source[1] >= datagram.destination[1]
+        if header.level == "retry":
+            from_client = False
+        ends = (datagram.source, datagram.destination) if from_client else (datagram.destination, datagram.source)
+        connection = Connection(*ends, header.version)
+        self.connections.append(connection)
+        self.identities.add_id(connection, not from_client, header.destination_id)
+        return connection
+
+    def _open_long(self, packet: _Packet, known: Sequence[tuple[Connection, bool]]) -> bool:
+        header = packet.header
+        assert header is not None
+        for connection, from_client in known:
+            # Another version after a Version Negotiation: the client begins anew, with the same IDs.
+            again = header.destination_id in connection.key_ids and header.version != connection.first_version
+            if packet.level == "initial" and from_client and again and connection.first_version:
                 continue
-        elif frame.name == "STREAM":
-            detail = packet.connection.stream_detail(frame, packet.from_client, packet.level == "early")
-        found = Found("QUIC", frame.name, detail, packet.level, *place, frame.length, frame.data)
-        described.append(replace(found, stream=frame.stream, fin=frame.fin))
-    return described
+            if self._open(packet, connection, from_client):
+                return True
+        if packet.level != "initial":
+            return False
+        datagram = self.datagrams[packet.datagram]
+        # Packets that came before the first one may have made a connection without keys.
+        without_keys = (connection for connection, from_client in known if from_client and not connection.key_ids)
+        fresh = next(without_keys, None) or Connection(datagram.source, datagram.destination, header.version)
+        fresh.key_ids = [header.destination_id]
+        if not self._open(packet, fresh, True):
+            fresh.key_ids = []
+            return False
+        fresh.version = fresh.first_version = header.version
+        if fresh not in self.connections:
+            self.connections.append(fresh)
+        self.identities.add_id(fresh, False, header.destination_id)
+        return True
+
+    def _short(self, number: int, data: bytes) -> _Packet | None:
+        datagram, before = self.datagrams[number], self.packets[number]
+        if len(data) < MIN_SHORT_PACKET:
+            return None
+        claimed: _Packet | None = None
+        for connection, from_client, length, sure in self.identities.short(datagram.source, datagram.destination, data):
+            packet = _Packet(number, data, "application", None, connection, from_client)
+            if self._open(packet, connection, from_client, 1 + length):
+                self.identities.add_path(connection, from_client, datagram.source, datagram.destination)
+                return packet
+            if claimed is None and (data[0] & FIXED_BIT or sure or before):
+                claimed = packet
+        if len(data) >= _MIN_RESET and (reset := self.identities.reset(data)) is not None:
+            note = "Stateless Reset", f"{len(data)} bytes"
+            return _Packet(number, data, connection=reset[0], from_client=reset[1], note=note)
+        return claimed
+
+    def _open(self, packet: _Packet, connection: Connection, from_client: bool, number_at: int = 0) -> bool:
+        """Try to open a packet with one connection's keys, and learn from what it says."""
+        if number_at + 20 > len(packet.data):  # packet number and sample (RFC 9001 section 5.4.2)
+            return False
+        version = packet.header.version if packet.header else 0
+        at = packet.header.number_at if packet.header else number_at
+        frames = connection.open(packet.level, version, packet.data, at, from_client, self.secrets)
+        if frames is None:
+            return False
+        packet.connection, packet.from_client, packet.frames = connection, from_client, frames
+        delivered = self.datagrams[packet.datagram].delivered
+        connection.learn(frames, packet.level, from_client, packet.datagram, delivered)
+        for frame in frames:
+            if frame.new_id:
+                self.identities.add_id(connection, from_client, frame.new_id)
+                self.identities.add_token(connection, from_client, frame.reset_token)
+        return True
+
+    def _read_again(self) -> None:
+        """Try once more what came before the packet that brought its keys, its connection ID or its reset's token."""
+        for connection in self.connections:
+            connection.tls_messages()  # teaches the session what the server's transport parameters say
+            if token := connection.session.reset_token:
+                self.identities.add_token(connection, False, token)
+        for number, packets in enumerate(self.packets):
+            if not packets:
+                self.read(number)
+            for place, packet in enumerate(packets):
+                if packet.frames is None and not packet.note:
+                    read = self._long if is_long(packet.data) else self._short
+                    packets[place] = read(number, packet.data) or packet
+
+    def readings(self) -> list[QuicReading | None]:
+        self._read_again()
+        describe = {connection: _Names(connection) for connection in self.connections}
+        readings: list[QuicReading | None] = []
+        for packets in self.packets:
+            found: list[Found] = []
+            for packet in packets:
+                assert packet.connection is not None
+                names = describe.setdefault(packet.connection, _Names(packet.connection))
+                found += names.describe(packet)
+            first = packets[0] if packets else None
+            if first is None or first.connection is None:
+                readings.append(None)
+            else:
+                ends = first.connection.client, first.connection.server
+                readings.append(QuicReading(found, first.from_client, *ends))
+        return readings
+
+
+class _Names:
+    """What one connection's packets carry: TLS messages in place of their CRYPTO frames."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._tls = {place: Placed(found) for place, found in connection.tls_messages().items()}
+        self._http = connection.http3.messages(rejected=connection.session.early_accepted is False)
+
+    def describe(self, packet: _Packet) -> list[Found]:
+        place = (packet.datagram, packet.datagram)
+        if packet.note:
+            return [Found("QUIC", *packet.note, "", *place, len(packet.data), packet.data)]
+        if packet.frames is None:
+            name = f"{PACKET_NAMES[packet.level]} packet (encrypted)"
+            return [Found("QUIC", name, f"{len(packet.data)} bytes", packet.level, *place, len(packet.data))]
+        described: dict[Found, None] = {}
+        for frame in packet.frames:
+            inside: list[Found] = []
+            detail = frame.detail
+            if frame.name == "CRYPTO" and (packet.level, packet.from_client) in self._tls:
+                inside = self._tls[packet.level, packet.from_client].between(frame.offset, frame.offset + frame.length)
+            elif frame.name == "STREAM":
+                early = packet.level == "early"
+                detail = self._connection.stream_detail(frame, packet.from_client, early)
+                inside = self._http.inside(frame, packet.from_client, packet.level)
+            if inside:
+                described.update(dict.fromkeys(inside))
+                continue
+            found = Found("QUIC", frame.name, detail, packet.level, *place, frame.length, frame.data)
+            described[replace(found, stream=frame.stream, fin=frame.fin)] = None
+        return list(described)

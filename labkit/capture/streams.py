@@ -7,7 +7,9 @@ retransmission, so both can be named from one stream; it remembers which of them
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class Ranges:
@@ -64,6 +66,10 @@ class Chunk:
     data: bytes
     parts: tuple[Segment, ...]
 
+    @property
+    def end(self) -> int:
+        return self.start + len(self.data)
+
     def packets(self, start: int, end: int) -> tuple[int, int]:
         """Return the first and the last packet that brought bytes of ``[start, end)`` (stream offsets)."""
         first = bisect_right(self.parts, start, key=lambda part: part.end)
@@ -99,3 +105,21 @@ class Stream:
                 chunks.append(Chunk(run[0].start, b"".join(part.data for part in run), tuple(run)))
                 run = []
         return chunks
+
+
+class Placed:
+    """Things at their places in a stream, found by a range of it.
+
+    Args:
+        things: start, end and the thing, in the order of their places, without overlap.
+    """
+
+    def __init__(self, things: Sequence[tuple[int, int, Any]]) -> None:
+        self._things = things
+        self._starts = [start for start, _, _ in things]
+        self._ends = [end for _, end, _ in things]
+
+    def between(self, start: int, end: int) -> list[Any]:
+        """Return what has bytes in ``[start, end)``."""
+        first, beyond = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        return [thing for _, _, thing in self._things[first:beyond]]

@@ -14,6 +14,7 @@ from labkit.capture.tls_keys import TLS12_SUITES
 CLIENT_HELLO, SERVER_HELLO, ENCRYPTED_EXTENSIONS = 1, 2, 8
 SERVER_NAME, ALPN, SESSION_TICKET = 0, 16, 35
 PRE_SHARED_KEY, EARLY_DATA, SUPPORTED_VERSIONS, KEY_SHARE = 41, 42, 43, 51
+QUIC_PARAMETERS, _RESET_TOKEN = 57, 2
 # A ServerHello with this random is a HelloRetryRequest: SHA-256 of that word (RFC 8446 section 4.1.3).
 _RETRY_RANDOM = bytes.fromhex("cf21ad74e59a6111be1d8c021e65b891c2a211167abb8c5e079e09e2c8a8339c")
 
@@ -100,11 +101,13 @@ class Session:
         client: the first ClientHello.
         server: the ServerHello (not a HelloRetryRequest).
         early_accepted: whether the server takes early data.
+        reset_token: what the server's Stateless Resets end with (RFC 9000 section 18.2); b"" for none.
     """
 
     client: Hello | None = None
     server: Hello | None = None
     early_accepted: bool | None = None
+    reset_token: bytes = b""
 
     @property
     def tls13(self) -> bool | None:
@@ -134,8 +137,11 @@ class Session:
                     self.early_accepted = False
                 if not hello.is_retry:
                     self.server = hello
-            elif kind == ENCRYPTED_EXTENSIONS and self.early_accepted is None:
-                self.early_accepted = EARLY_DATA in read_extensions(Cursor(body))
+            elif kind == ENCRYPTED_EXTENSIONS:
+                extensions = read_extensions(Cursor(body))
+                if self.early_accepted is None:
+                    self.early_accepted = EARLY_DATA in extensions
+                self.reset_token = quic_parameters(extensions.get(QUIC_PARAMETERS, b"")).get(_RESET_TOKEN, b"")
         except Truncated:
             pass  # described as malformed where it is named
 
@@ -158,6 +164,15 @@ def read_extensions(cursor: Cursor) -> dict[int, bytes]:
         kind = block.number(2)
         extensions[kind] = block.vector(2)
     return extensions
+
+
+def quic_parameters(extension: bytes) -> dict[int, bytes]:
+    """Read QUIC's transport parameters (RFC 9000 section 18) into number → value. Raises ``Truncated``."""
+    cursor, parameters = Cursor(extension), {}
+    while cursor.left:
+        number = cursor.varint()
+        parameters[number] = cursor.take(cursor.varint())
+    return parameters
 
 
 def protocol_names(extension: bytes) -> list[str]:

@@ -182,7 +182,7 @@ def evidence(line: Timeline) -> dict[str, Any]:
         "certificate_sent": any(m.name == "Certificate" and not p.from_client for p, m in _messages(packets)),
         "request_level": next(_requests(packets)).level,
         "zero_rtt_packets": sum(
-            1 for p in packets if p.from_client and any(m.protocol == "QUIC" and m.level == "early" for m in p.messages)
+            p.from_client and p.flow.protocol == "UDP" and any(m.level == "early" for m in p.messages) for p in packets
         ),
         "answered_before_finished": finished_ns is not None and answered_ns < finished_ns,
     }

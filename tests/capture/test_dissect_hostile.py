@@ -9,9 +9,10 @@ import pytest
 
 from labkit.capture.dissect import dissect
 from labkit.capture.frames import Transit
+from labkit.capture.http3 import Http3Streams
 from labkit.capture.keylog import KeyLog
 from labkit.capture.ladder import build_ladder, table
-from labkit.capture.quic_frames import parse_frames
+from labkit.capture.quic_frames import QuicFrame, parse_frames
 from labkit.capture.tls_handshake import describe_handshake
 from labkit.capture.tls_session import Hello, Session
 
@@ -129,3 +130,30 @@ def test_random_contents_of_opened_packets():
             assert name
             assert detail.isprintable()
             session.learn(random_.randrange(30), content)
+
+
+def test_random_streams_of_http3():
+    """What a peer of HTTP/3 may send, in any pieces and order."""
+    random_ = random.Random(3)
+    for _ in range(300):
+        streams, sent = Http3Streams(), []
+        for number in random_.sample([0, 2, 3, 4, 6, 7, 10, 11], 4):
+            content = bytes([random_.choice([0, 1, 2, 3, 4, 5, 7, 13, 0x21])]) + random_.randbytes(
+                random_.randrange(200)
+            )
+            offset = 0
+            while offset < len(content):
+                size = random_.randint(1, 40)
+                sent.append(QuicFrame("STREAM", "", size, content[offset : offset + size], number, offset))
+                offset += size
+        if random_.random() < 0.5:
+            random_.shuffle(sent)
+        how = [(random_.random() < 0.7, random_.random() < 0.1) for _ in sent]
+        for index, (frame, (from_client, early)) in enumerate(zip(sent, how, strict=True)):
+            streams.add(frame, from_client, early, index, random_.random() < 0.9)
+        messages = streams.messages(rejected=random_.random() < 0.5)
+        for frame, (from_client, early) in zip(sent, how, strict=True):
+            for found in messages.inside(frame, from_client, "early" if early else "application"):
+                assert found.name.isprintable()
+                assert found.detail.isprintable()
+                assert 0 <= found.start <= found.end < len(sent)

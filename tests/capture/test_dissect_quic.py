@@ -12,9 +12,9 @@ HANDSHAKE = "Handshake: CRYPTO[EncryptedExtensions, Certificate, CertificateVeri
 
 
 def streams(recording, stream):
-    """The STREAM frames of one stream: detail and level."""
-    found = recording.messages("STREAM")
-    return [(m.detail, m.level) for m in found if m.stream == stream]
+    """The messages on one stream, each once: what a ladder shows, detail and level."""
+    found = {id(m): m for packet in recording.packets for m in packet.messages if m.stream == stream}
+    return [(m.label or m.name, m.detail, m.level) for m in found.values()]
 
 
 @pytest.mark.parametrize("scenario", ["quic", "quic_aes128", "quic_chacha20"])
@@ -42,17 +42,25 @@ def test_a_full_handshake(record, scenario):
 
 def test_http3(record):
     recording = record("quic")
-    request, *response = streams(recording, 0)
-    assert request[0].startswith("stream 0, request, ")
-    assert request[0].endswith(", fin: HEADERS")
-    assert [m.fin for m in recording.messages("STREAM") if m.stream == 0][:1] == [True]
-    assert {m.stream for p in recording.packets for m in p.messages if m.name != "STREAM"} == {None}
-    assert response[0][0].startswith("stream 0, response, ")
-    assert response[0][0].endswith(": HEADERS, DATA")
-    assert response[-1][0].endswith(", fin")
-    assert streams(recording, 2)[0][0].endswith(": control, SETTINGS, MAX_PUSH_ID")
-    body = b"".join(m.data for m in recording.messages("STREAM") if m.stream == 0 and "response" in m.detail)
-    assert body.endswith(b"hello" * 500)
+    request, head, *body = streams(recording, 0)
+    assert request[0] == "GET /"
+    assert request[1].startswith("stream 0, request, ")
+    assert request[1].endswith(" bytes, fin")
+    assert head[0] == "200"
+    assert head[1].startswith("stream 0, response, ")
+    assert [name for name, _, _ in body] == ["DATA"]
+    assert body[0][1] == "stream 0, response, 2500 bytes, fin"
+    (asked, answered) = recording.messages("HEADERS")
+    assert (asked.role, asked.start_line, asked.status) == ("request", "GET /", None)
+    assert (":authority", "lab.test") in asked.headers
+    assert (answered.role, answered.status, answered.headers) == ("response", 200, ((":status", "200"),))
+    (data,) = recording.messages("DATA")
+    assert (data.data, data.fin, data.stream, data.last > data.first) == (b"hello" * 500, True, 0, True)
+    assert [name for name, _, _ in streams(recording, 2)] == ["control", "SETTINGS", "MAX_PUSH_ID"]
+    assert "QPACK_MAX_TABLE_CAPACITY 4096" in streams(recording, 2)[1][1]
+    assert [name for name, _, _ in streams(recording, 3)] == ["control", "SETTINGS"]
+    assert {streams(recording, number)[0][0] for number in (6, 10)} == {"QPACK encoder", "QPACK decoder"}
+    assert recording.packets[data.last].what.startswith("1-RTT: STREAM 0[DATA …]")
 
 
 def test_zero_rtt(record):
@@ -63,18 +71,18 @@ def test_zero_rtt(record):
     assert first.what.startswith("Initial: CRYPTO[ClientHello] + 0-RTT: STREAM ")
     assert "STREAM 0" in first.what
     assert early.messages("EncryptedExtensions")[0].detail == "ALPN: h3; early data accepted"
-    assert streams(early, 0)[0][1] == "early"
-    assert "rejected" not in streams(early, 0)[0][0]
-    assert streams(early, 0)[1][0].startswith("stream 0, response")
+    assert streams(early, 0)[0][::2] == ("GET /", "early")
+    assert "rejected" not in streams(early, 0)[0][1]
+    assert streams(early, 0)[1][0] == "200"
 
 
 def test_zero_rtt_rejected(record):
     early = record("quic_early_rejected").connections()[1]
     assert early.messages("EncryptedExtensions")[0].detail == "ALPN: h3; early data rejected"
-    (rejected, level), (repeated, later), *_ = streams(early, 0)
-    assert (level, later) == ("early", "application")
-    assert rejected.endswith("fin, rejected: HEADERS")
-    assert repeated.endswith("fin: HEADERS")
+    (name, rejected, level), (again, repeated, later), *_ = streams(early, 0)
+    assert (name, level, again, later) == ("GET /", "early", "GET /", "application")
+    assert rejected.endswith("fin, rejected")
+    assert repeated.endswith("bytes, fin")
 
 
 def test_retry(record):
@@ -90,7 +98,7 @@ def test_retry(record):
 
 def test_keys_are_updated(record):
     recording = record("quic_key_update")
-    assert streams(recording, 4)[0][0].startswith("stream 4, request")
+    assert streams(recording, 4)[0][1].startswith("stream 4, request")
     assert not [m for p in recording.packets for m in p.messages if "encrypted" in m.name]
 
 

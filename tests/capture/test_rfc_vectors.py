@@ -5,11 +5,24 @@ from __future__ import annotations
 from itertools import pairwise
 
 import rfc_vectors as rfc
+from aioquic.quic.crypto import CryptoPair
 
 from labkit.capture.keylog import KeyLog
+from labkit.capture.protocol import Datagram
 from labkit.capture.quic_packets import read_quic
 from labkit.capture.tls_keys import expand_label, prf
 from labkit.capture.tls_records import read_tls
+
+CLIENT, SERVER = ("192.0.2.1", 40000), ("192.0.2.2", 443)
+
+
+def quic_names(first, *answers):
+    """What is found in a client's datagram, and in those that answer it."""
+    sent = [Datagram(first, True, True, CLIENT, SERVER)]
+    sent += [Datagram(answer, False, True, SERVER, CLIENT) for answer in answers]
+    readings = read_quic(sent, KeyLog())
+    assert [reading.from_client for reading in readings] == [datagram.from_client for datagram in sent]
+    return [reading.found for reading in readings]
 
 
 def names(messages):
@@ -87,9 +100,7 @@ def test_tls12_prf():
 
 
 def test_rfc9001_initial_packets_need_no_secrets():
-    found = read_quic([(rfc.CLIENT_INITIAL, True, True), (rfc.SERVER_INITIAL, False, True)], KeyLog())
-    assert found is not None
-    client, server = found
+    client, server = quic_names(rfc.CLIENT_INITIAL, rfc.SERVER_INITIAL)
     assert [(m.protocol, m.name, m.level) for m in client] == [
         ("TLS", "ClientHello", "initial"),
         ("QUIC", "PADDING", "initial"),
@@ -103,6 +114,27 @@ def test_rfc9001_initial_packets_need_no_secrets():
 
 
 def test_rfc9001_retry():
-    found = read_quic([(rfc.CLIENT_INITIAL, True, True), (rfc.RETRY, False, True)], KeyLog())
-    assert found is not None
-    assert [(m.name, m.detail) for m in found[1]] == [("Retry", "token of 5 bytes")]
+    _, retry = quic_names(rfc.CLIENT_INITIAL, rfc.RETRY)
+    assert [(m.name, m.detail) for m in retry] == [("Retry", "token of 5 bytes")]
+
+
+def test_rfc9369_initial_packets_and_retry_of_version_2():
+    # A.2 protects the frames of RFC 9001's A.2 with the keys of version 2: the RFC's first and last bytes of it.
+    pair, old = CryptoPair(), CryptoPair()
+    connection_id = bytes.fromhex("8394c8f03e515708")
+    pair.setup_initial(connection_id, is_client=True, version=0x6B3343CF)
+    old.setup_initial(connection_id, is_client=False, version=1)
+    _, payload, _ = old.decrypt_packet(rfc.CLIENT_INITIAL, 18, 0)
+    client_initial = pair.encrypt_packet(bytes.fromhex("d36b3343cf088394c8f03e5157080000449e00000002"), payload, 2)
+    assert client_initial.startswith(bytes.fromhex("d76b3343cf088394c8f03e5157080000449ea0c95e82ffe67b6abcdb4298b485"))
+    assert client_initial.endswith(bytes.fromhex("a18b2faa745b6fe189cf772a9f84cbfc"))
+    client, server, retry = quic_names(client_initial, rfc.SERVER_INITIAL_V2, rfc.RETRY_V2)
+    assert [(m.protocol, m.name, m.detail) for m in client] == [
+        ("TLS", "ClientHello", "SNI example.com; ALPN: alpn; key shares: X25519"),
+        ("QUIC", "PADDING", "917 bytes"),
+    ]
+    assert [(m.protocol, m.name, m.level) for m in server] == [
+        ("QUIC", "ACK", "initial"),
+        ("TLS", "ServerHello", "initial"),
+    ]
+    assert [(m.name, m.detail) for m in retry] == [("Retry", "token of 5 bytes")]
