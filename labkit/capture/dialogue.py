@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import merge
+from itertools import islice
 
 from labkit.capture.messages import Found
 from labkit.capture.protocol import Certainty, HandOver, Opening, Side, StreamProtocol
 from labkit.capture.protocols import stream_protocols
 
 _OPENING_BYTES = 1024
+_OPENING_PIECES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class _Dialogue:
     def _preview(self, side: Side) -> bytes:
         """The bytes in front, those that are still to come included, up to a gap."""
         data = bytes(side.data[:_OPENING_BYTES])
-        for piece in self._coming[side.from_client]:
+        for piece in islice(self._coming[side.from_client], _OPENING_PIECES):
             if len(data) >= _OPENING_BYTES or piece.found is None:
                 break
             data += piece.found.data[: _OPENING_BYTES - len(data)]

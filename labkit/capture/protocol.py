@@ -47,7 +47,7 @@ class Opening:
     """What both sides say first, as far as it was captured.
 
     Attributes:
-        client: up to 1024 bytes of what the client sends from here on; b"" where it says nothing.
+        client: up to 1024 bytes, or 64 segments, of what the client sends from here on; b"" where it says nothing.
         server: the same of the server.
         client_begins: whether a message begins with the first byte: it is the first of the connection, or what stood
             before it was complete. Not so in the middle of a connection and after a gap.
