@@ -11,7 +11,7 @@ from pathlib import Path
 
 from labkit.errors import LabError
 
-PICTURES = (".png", ".svg", ".pdf")
+PICTURES = (".png", ".svg", ".pdf")  # of labkit.plots.picture, which loads matplotlib
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

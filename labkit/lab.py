@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from labkit.errors import InvalidValue, LabUnavailable, NameTaken
+from labkit import checks
+from labkit.errors import LabUnavailable, NameTaken
 from labkit.network.engine import Engine
 from labkit.network.host import Host
 from labkit.network.isolation import Isolation
@@ -70,7 +71,7 @@ class Lab(Network):
             "server": Link(),
         }
         if isinstance(hosts, str) or not isinstance(hosts, Iterable):
-            raise InvalidValue(f"hosts={hosts!r}: give a list of names, for instance [{str(hosts)!r}]")
+            raise checks.wrong("hosts", hosts, f"give a list of names, for instance [{str(hosts)!r}]")
         further = hosts.items() if isinstance(hosts, Mapping) else ((host, Link()) for host in hosts)
         for host, link in further:
             if host in links:
@@ -123,6 +124,7 @@ class Lab(Network):
         from labkit.recorded import check_key, keep, recall, recording_to
 
         check_key(key)
+        checks.function("function", function)
         if not self.can(needs):
             value: T = recall(key, tier=self.tier)
             return value
@@ -170,7 +172,7 @@ class Lab(Network):
         from labkit.capture.capture import Capture
 
         self.check_open()
-        host = None if at == "wire" else at.name if isinstance(at, Host) else self[at].name
+        host = None if isinstance(at, str) and at == "wire" else self._host("at", at).name
         capture = Capture(
             self.engine.tap(host),
             links={each.interface_index: each.name for each in self.engine.interfaces.values()},
@@ -201,8 +203,7 @@ class Lab(Network):
         from labkit.queues.watch import Watch
 
         self.check_open()
-        host = at if isinstance(at, Host) else self[at]
-        return Watch(host, port, every_us=every_us, connections=connections)
+        return Watch(self._host("at", at), port, every_us=every_us, connections=connections)
 
 
 def _hosts_of(networks: Mapping[str, Sequence[str]]) -> list[Sequence[str]]:
@@ -211,9 +212,9 @@ def _hosts_of(networks: Mapping[str, Sequence[str]]) -> list[Sequence[str]]:
     if not isinstance(networks, Mapping) or any(
         isinstance(hosts, str) or not isinstance(hosts, Sequence) for hosts in networks.values()
     ):
-        raise InvalidValue(f"networks={networks!r}: give lists of hosts by name, for instance {example}")
+        raise checks.wrong("networks", networks, f"give lists of hosts by name, for instance {example}")
     if bad := [name for hosts in networks.values() for name in hosts if not isinstance(name, str)]:
-        raise InvalidValue(f"host name {bad[0]!r} in networks: give a text")
+        raise checks.wrong("networks", networks, f"{bad[0]!r} is no text")
     return list(networks.values())
 
 

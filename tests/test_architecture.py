@@ -13,6 +13,7 @@ PACKAGE = ROOT / "labkit"
 # In the order of the table in docs/architecture.md: each may import itself and what stands before it.
 FLOORS = [
     "errors",
+    "checks",
     "lazy",
     "waiting",
     "child",

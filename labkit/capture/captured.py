@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labkit import checks
 from labkit.capture.frames import Frame, Transit, pair_frames
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ class Captured:
         """
         from labkit.capture.ladder import build_ladder
 
+        checks.optional(checks.texts, "hosts", hosts, ["client", "server"])
+        checks.flag("acks", acks)
         if hosts is None:
             hosts = list(self.hosts.values()) or list(dict.fromkeys(transit.source for transit in self.transits))
         ladder = build_ladder(self.messages, hosts, acks=acks)
@@ -211,7 +214,7 @@ class Captured:
         """
         from labkit.capture.pcapng import write_pcapng
 
-        target = Path(path)
+        target = checks.path("path", path)
         write_pcapng(target, self.frames, self.secrets, arrivals=self._names is not None)
         return target
 

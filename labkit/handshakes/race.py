@@ -12,8 +12,10 @@ import gc
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
+from labkit import checks
 from labkit.capture.captured import Captured
 from labkit.errors import InvalidValue, MeasurementFailed
 from labkit.handshakes.clients import client_for, server_for
@@ -110,8 +112,10 @@ class Measurement:
         """The packets of one run as a time–sequence diagram. Raises InvalidValue for a run that was not."""
         from labkit.capture.ladder import build_ladder
 
-        if not -len(self.runs) <= run < len(self.runs):
-            raise InvalidValue(f"run={run!r}: there were {len(self.runs)}")
+        known = [name for name in signature(build_ladder).parameters if name not in ("packets", "hosts")]
+        checks.options(options, known, "a ladder of one run")
+        checks.optional(checks.flag, "acks", options.get("acks"))
+        checks.whole("run", run, -len(self.runs), len(self.runs) - 1)
         packets = list(self.runs[run].timeline.packets)
         return replace(build_ladder(packets, ["client", "server"], **options), tier=self.tier)
 
@@ -183,10 +187,11 @@ def race(
     """
     if isinstance(names, str) or not isinstance(names, Iterable | None):
         raise InvalidValue(f"names={names!r}: give a list of variants, for instance ['tls1.3', 'quic']")
+    checks.optional(checks.function, "progress", progress)
     wanted = [variant(name) for name in (names if names is not None else [v.name for v in VARIANTS])]
     if not wanted:
         raise InvalidValue("no variant was named: leave names out for all of them")
-    check_runs(runs)
+    checks.whole("runs", runs, 1, 1000)
     measurements = []
     for each in wanted:
         measurements.append(measure(lab, each.name, runs=runs))
@@ -211,7 +216,7 @@ def measure(lab: Lab, name: str, *, runs: int = 3) -> Measurement:
         LabError, OSError: the server did not start, or the client did not get through.
     """
     chosen = variant(name)
-    check_runs(runs)
+    checks.whole("runs", runs, 1, 1000)
     rtt_ms = _rtt_ms(lab)
     if rtt_ms <= 0:
         raise InvalidValue(f"rtt_ms={rtt_ms:g}: round trips are counted in units of the RTT, so give the lab one")
@@ -313,9 +318,3 @@ def claims_hold(chosen: Variant, facts: dict[str, Any]) -> bool:
         # Fast Open saves the whole round trip only if the SYN held the whole first flight.
         and facts["syn_payload_acknowledged"] == facts["syn_payload_bytes"]
     )
-
-
-def check_runs(runs: object) -> None:
-    """Raises InvalidValue for what is no number of runs."""
-    if isinstance(runs, bool) or not isinstance(runs, int) or not 1 <= runs <= 1000:
-        raise InvalidValue(f"runs={runs!r}: a whole number from 1 to 1000")

@@ -11,10 +11,9 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 
-from labkit import child
+from labkit import checks, child
 from labkit.errors import InvalidValue, NotReady
 from labkit.network.host import Host
-from labkit.network.link import check_port, number
 from labkit.network.process import Completed
 from labkit.recordable import Recordable
 
@@ -111,7 +110,7 @@ class Load(Recordable):
         Raises:
             InvalidValue: a percentage or a kind that cannot be.
         """
-        number("p", p, 0, 100, unit="percent")
+        checks.number("p", p, 0, 100, unit="percent")
         histogram = self.latencies(kind, corrected)
         return float(histogram.get_value_at_percentile(p)) / 1000 if histogram.get_total_count() else float("nan")
 
@@ -124,9 +123,10 @@ class Load(Recordable):
         Raises:
             InvalidValue: a kind that there is not.
         """
+        checks.flag("corrected", corrected)
         encoded = self.latency if corrected or not self.service else self.service
         if kind is not None:
-            kind = whole("kind", kind, 0, len(self.requests) - 1)
+            kind = checks.whole("kind", kind, 0, len(self.requests) - 1)
             encoded = encoded[kind : kind + 1]
         first, *others = map(HdrHistogram.decode, encoded)
         for other in others:
@@ -206,21 +206,21 @@ def load(
         InvalidValue: an argument that cannot be; nothing was started.
         NotAvailableHere: the tier runs no programs on hosts. LabClosed.
     """
-    if not isinstance(host, Host):
-        raise InvalidValue(f"host={host!r}: give a host of the lab, for instance lab.client")
+    checks.instance("host", host, Host, "a host of the lab, for instance lab.client")
     kinds = _kinds(CLOSING if new_connections and requests == DEFAULT else requests)
-    if not isinstance(new_connections, bool):
-        raise InvalidValue(f"new_connections={new_connections!r}: True or False")
+    checks.flag("new_connections", new_connections)
     asked: dict[str, Any] = {
-        "port": check_port(port),
-        "clients": whole("clients", clients, 1, MOST_CLIENTS),
-        "seconds": number("seconds", seconds, 0.01, 3600),
-        "rate": None if rate is None else number("rate", rate, 0.1, 1e6, unit="requests a second, None for no rate"),
+        "port": checks.port("port", port),
+        "clients": checks.whole("clients", clients, 1, MOST_CLIENTS),
+        "seconds": checks.number("seconds", seconds, 0.01, 3600),
+        "rate": None
+        if rate is None
+        else checks.number("rate", rate, 0.1, 1e6, unit="requests a second, None for no rate"),
         "new_connections": new_connections,
         "weights": [weight for _, weight in kinds],
-        "warmup_s": number("warmup_s", warmup_s, 0, 60, unit="seconds"),
-        "timeout_s": number("timeout_s", timeout_s, 0.01, 60, unit="seconds"),
-        "seed": whole("seed", seed),
+        "warmup_s": checks.number("warmup_s", warmup_s, 0, 60, unit="seconds"),
+        "timeout_s": checks.number("timeout_s", timeout_s, 0.01, 60, unit="seconds"),
+        "seed": checks.whole("seed", seed),
     }
     address = _address(host, target)
     task = {**asked, "address": address, "requests": [content.decode("latin-1") for content, _ in kinds]}
@@ -254,15 +254,6 @@ def _generate(host: Host, task: Mapping[str, Any], deadline_s: float) -> dict[st
     return told
 
 
-def whole(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
-    """A whole number between two bounds, or InvalidValue that quotes it."""
-    bounds = "" if low is None else f" from {low} to {high}" if high is not None else f" of {low} or more"
-    wrong = isinstance(value, bool) or not isinstance(value, int)
-    if wrong or (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
-        raise InvalidValue(f"{name}={value!r}: give a whole number{bounds}")
-    return value  # type: ignore[return-value]
-
-
 def _address(host: Host, target: object) -> str:
     if isinstance(target, Host):
         if target.lab is not host.lab:
@@ -287,5 +278,5 @@ def _kinds(requests: object) -> list[tuple[bytes, float]]:
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], bytes) or not pair[0]:
             raise InvalidValue(f"requests: {pair!r} among them; {wanted}")
-        kinds.append((pair[0], number(f"weight of {pair[0][:40]!r}", pair[1], 0.001, 1e6)))
+        kinds.append((pair[0], checks.number(f"weight of {pair[0][:40]!r}", pair[1], 0.001, 1e6)))
     return kinds

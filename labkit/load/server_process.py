@@ -25,11 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from labkit import child
+from labkit import checks, child
 from labkit.errors import InvalidValue, LabClosed, LabError, NameTaken, NotReady
 from labkit.load.thread_names import call_this_thread, name_threads
 from labkit.network.host import Host
-from labkit.network.link import check_port
 from labkit.network.process import Program
 from labkit.queues.diag import LISTEN, NETLINK_SOCK_DIAG, ask, request
 from labkit.queues.run_queue import ThreadTimes, threads_of, tree
@@ -61,9 +60,10 @@ class ServerProcess:
     def __init__(self, host: Host, port: int, function: Callable[..., object], *args: Any, listeners: int = 1) -> None:
         import cloudpickle
 
-        check_port(port)
-        if not callable(function):
-            raise InvalidValue(f"function={function!r}: give a function that takes the address it shall listen on")
+        checks.instance("host", host, Host, "a host of the lab, for instance lab.server")
+        checks.port("port", port)
+        checks.function("function", function)
+        checks.whole("listeners", listeners, 1)
         try:
             # First the path, by which the process finds modules that the function is from.
             parcel = cloudpickle.dumps(sys.path) + cloudpickle.dumps((function, ((host.ip, port), *args)))

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from labkit import checks
 from labkit.errors import InvalidValue, LabError
 from labkit.network import sockets
 from labkit.network.engine import Address, Engine, Owner, SocketAddress
 from labkit.network.interface import Cut, Interface
-from labkit.network.link import Link, check_port
+from labkit.network.link import Link
 from labkit.network.netlink import (
     IFF_MULTICAST,
     IPV4_DEVCONF_FORWARDING,
@@ -80,6 +81,7 @@ class Host:
         Raises:
             InvalidValue: an unknown field or a value out of its range; nothing was changed.
         """
+        checks.optional(checks.whole, "seed", seed)
         link = self.link.changed(**changes)
         self.engine.set_link(self.name, link, seed)
         return link
@@ -123,8 +125,7 @@ class Host:
 
     @forwarding.setter
     def forwarding(self, on: bool) -> None:
-        if not isinstance(on, bool):
-            raise InvalidValue(f"forwarding={on!r}: True or False")
+        checks.flag("forwarding", on)
         settings = {IPV4_DEVCONF_FORWARDING: int(on), IPV4_DEVCONF_SEND_REDIRECTS: 0, IPV4_DEVCONF_RP_FILTER: 0}
         with RouteSocket(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)) as route:
             for interface in self.interfaces.values():
@@ -141,6 +142,8 @@ class Host:
     def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int:
         """A socket of this host as a bare descriptor, which the caller owns. Raises the kernel's own OSError."""
         self.engine.check_open()
+        for name, value in (("family", family), ("kind", kind), ("protocol", protocol)):
+            checks.whole(name, value)
         return self.engine.open_socket(self.name, family, kind, protocol)
 
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
@@ -166,9 +169,11 @@ class Host:
             cwd: directory to run in, the notebook's by default.
 
         Raises:
+            InvalidValue: an argument that cannot be; nothing was started.
             ProgramNotFound: it is not on PATH.
             NotReady: it did not end in time.
         """
+        checks.number("timeout_s", timeout_s, 0, unit="seconds")
         with self.start(args, stdin=stdin, env=env, cwd=cwd) as program:
             returncode = program.wait(timeout_s)
         return Completed(program.args, returncode, program.stdout, program.stderr)
@@ -195,7 +200,7 @@ class Host:
         cwd: str | None = None,
     ) -> Program:
         """As ``start``, but the program is the caller's to close: the lab does not know of it."""
-        environment = {**self.lab.program_environment, **(env or {})}
+        environment = {**self.lab.program_environment, **(checks.optional(checks.environment, "env", env) or {})}
         return Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin)
 
     def bound(self, port: int) -> SocketAddress:
@@ -207,7 +212,7 @@ class Host:
         Raises:
             InvalidValue: a port that cannot be. NameTaken: "loopback", where a socket of this process listens there.
         """
-        return self.engine.bound(self.name, check_port(port))
+        return self.engine.bound(self.name, checks.port("port", port))
 
     def door(self, server: Host, port: int) -> SocketAddress:
         """Where a program on this host has to connect, or send datagrams, to reach a `port` of `server`.
@@ -221,7 +226,7 @@ class Host:
         """
         if not isinstance(server, Host) or server.engine is not self.engine:
             raise InvalidValue(f"server={server!r}: give a host of the same lab")
-        return self.engine.door(self.name, server.name, check_port(port))
+        return self.engine.door(self.name, server.name, checks.port("port", port))
 
     @property
     def counters(self) -> Counters:
@@ -279,7 +284,7 @@ class Sysctl(MutableMapping[str, str]):
 
     @staticmethod
     def _path(name: str) -> str:
-        if not isinstance(name, str) or not name.startswith("net.") or ".." in name or "/" in name:
+        if not isinstance(name, str) or not name.startswith("net.") or ".." in name or "/" in name or "\0" in name:
             raise InvalidValue(f"sysctl {name!r}: a host has those below net., for instance 'net.ipv4.tcp_fastopen'")
         return "/proc/sys/" + name.replace(".", "/")
 
@@ -291,6 +296,8 @@ class Sysctl(MutableMapping[str, str]):
 
     def __setitem__(self, name: str, value: object) -> None:
         path = self._path(name)
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise checks.wrong(name, value, "give a text or a whole number")
         try:
             self._host.engine.write_file(self._host.name, path, f"{value}\n")
         except (FileNotFoundError, IsADirectoryError):

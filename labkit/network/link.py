@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from labkit import checks
 from labkit.errors import InvalidValue
-
-
-def number(name: str, value: object, low: float, high: float = math.inf, *, unit: str = "") -> float:
-    """A finite number between two bounds, or InvalidValue that quotes it."""
-    allowed = f"from {low:g} to {high:g}" if high < math.inf else f"of {low:g} or more"
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value == math.inf:
-        raise InvalidValue(f"{name}={value!r}: give a number {allowed}{' ' + unit if unit else ''}")
-    return float(value)
-
-
-def whole(name: str, value: object, low: int, high: int, *, unit: str = "") -> int:
-    """A whole number between two bounds, or InvalidValue that quotes it."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidValue(f"{name}={value!r}: give a whole number from {low} to {high}{' ' + unit if unit else ''}")
-    return value
-
-
-def check_port(port: object, low: int = 1) -> int:
-    """A port, or InvalidValue that quotes it. `low` is 0 where the kernel may choose."""
-    if isinstance(port, bool) or not isinstance(port, int) or not low <= port <= 65535:
-        bounds = "from 1 to 65535" if low else "from 0 (a free one) to 65535"
-        raise InvalidValue(f"port {port!r}: give a whole number {bounds}")
-    return port
 
 
 @dataclass(frozen=True)
@@ -62,21 +39,16 @@ class Link:
     mtu: int | None = None
 
     def __post_init__(self) -> None:
-        number("rtt_ms", self.rtt_ms, 0, 60_000, unit="milliseconds")
-        number("jitter_ms", self.jitter_ms, 0, 60_000, unit="milliseconds")
-        number("queue_ms", self.queue_ms, 0, 60_000, unit="milliseconds")
+        for name in ("rtt_ms", "jitter_ms", "queue_ms"):
+            checks.number(name, getattr(self, name), 0, 60_000, unit="milliseconds")
         for name in ("loss", "reorder", "duplicate"):
-            number(name, getattr(self, name), 0, 1)
-        if self.rate_mbps is not None:
-            number("rate_mbps", self.rate_mbps, 0.001, 1e6, unit="Mbit/s, or None for no limit")
-        if self.mtu is not None:
-            whole("mtu", self.mtu, 1280, 1500, unit="bytes, or None for 1500")
+            checks.number(name, getattr(self, name), 0, 1)
+        checks.optional(checks.number, "rate_mbps", self.rate_mbps, 0.001, 1e6, unit="Mbit/s, or None for no limit")
+        checks.optional(checks.whole, "mtu", self.mtu, 1280, 1500, unit="bytes, or None for 1500")
 
     def changed(self, **changes: Any) -> Link:
         """A copy with some values changed. Raises InvalidValue for a name that a link does not have."""
-        unknown = sorted(set(changes) - set(asdict(self)))
-        if unknown:
-            raise InvalidValue(f"{unknown[0]}={changes[unknown[0]]!r}: a link has {', '.join(asdict(self))}")
+        checks.options(changes, asdict(self), "a link")
         return replace(self, **changes)
 
 
@@ -125,25 +97,23 @@ class Rule:
     icmp_code: int | None = None
 
     def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise InvalidValue(f"action={self.action!r}: the wire can {', '.join(ACTIONS)}")
-        if self.protocol is not None and self.protocol not in PROTOCOLS:
-            raise InvalidValue(f"protocol={self.protocol!r}: one of {', '.join(PROTOCOLS)}, or None for any")
+        checks.one_of("action", self.action, ACTIONS)
+        for name in ("source", "destination"):
+            checks.optional(checks.text, name, getattr(self, name), "server")
+        checks.optional(checks.one_of, "protocol", self.protocol, PROTOCOLS)
+        checks.optional(checks.text, "tcp_flags", self.tcp_flags, "SA")
         if self.tcp_flags is not None and (not self.tcp_flags or set(self.tcp_flags) - set(FLAG_BITS)):
             raise InvalidValue(f"tcp_flags={self.tcp_flags!r}: letters of {''.join(FLAG_BITS)}, for instance 'SA'")
-        if self.contains is not None and not isinstance(self.contains, bytes):
-            raise InvalidValue(f"contains={self.contains!r}: give bytes, for instance b'HTTP/1.1 200'")
+        checks.optional(checks.port, "port", self.port)
+        checks.optional(checks.flag, "payload", self.payload)
+        checks.optional(checks.octets, "contains", self.contains, b"HTTP/1.1 200")
+        checks.whole("skip", self.skip, 0)
+        checks.optional(checks.whole, "count", self.count, 1)
+        checks.number("delay_ms", self.delay_ms, 0, 60_000, unit="milliseconds")
         for name in ("icmp_type", "icmp_code"):
-            if (value := getattr(self, name)) is not None:
-                whole(name, value, 0, 255)
-                if self.protocol not in ("icmp", "icmpv6"):
-                    raise InvalidValue(f"{name}={value}: give protocol='icmp' or 'icmpv6', too; their numbers differ")
-        number("delay_ms", self.delay_ms, 0, 60_000, unit="milliseconds")
-        number("skip", self.skip, 0)
-        if self.count is not None:
-            number("count", self.count, 1)
-        if self.port is not None:
-            check_port(self.port)
+            value = checks.optional(checks.whole, name, getattr(self, name), 0, 255)
+            if value is not None and self.protocol not in ("icmp", "icmpv6"):
+                raise InvalidValue(f"{name}={value}: give protocol='icmp' or 'icmpv6', too; their numbers differ")
 
     def as_message(self) -> dict[str, Any]:
         """The rule as JSON values for the wire process; flags as a bit mask."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit import checks
 from labkit.errors import InvalidValue, NameTaken
 from labkit.network import sockets
 from labkit.network.addresses import Subnet
@@ -62,10 +63,8 @@ class Network:
                 raise InvalidValue(f"link of host {host_name!r} is {link!r}: give a labkit.Link")
         if (interfaces := sum(map(len, plan.values()))) > MOST_HOSTS:
             raise InvalidValue(f"{interfaces} hosts: a lab holds {MOST_HOSTS}")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise InvalidValue(f"seed={seed!r}: give a whole number")
-        if name is not None and not isinstance(name, str):
-            raise InvalidValue(f"name={name!r}: give a text, or None for a lab without a name")
+        checks.whole("seed", seed)
+        checks.optional(checks.text, "name", name, "my lab")
         if name is not None and (predecessor := _named.get(name)) is not None:
             predecessor.close()
         self.name = name
@@ -109,6 +108,7 @@ class Network:
             InvalidValue, NameTaken: a name that cannot be. OSError: the kernel refused.
         """
         self._check_new_host(name)
+        checks.optional(checks.instance, "link", link, Link, "a labkit.Link")
         host = self._know(self.engine.add_host(name, self._number_of(network)), link)
         self._connect()
         return host
@@ -142,8 +142,8 @@ class Network:
         Raises:
             As ``add_host``, and InvalidValue for a network that is not there.
         """
-        if isinstance(networks, str) or len(set(networks)) < 2:
-            raise InvalidValue(f"networks={networks!r}: a router joins two at least: {', '.join(self.networks)}")
+        if len(set(checks.texts("networks", networks, list(self.networks)))) < 2:
+            raise checks.wrong("networks", networks, f"a router joins two at least: {', '.join(self.networks)}")
         self._check_new_host(name, len(networks))
         first, *others = [self._number_of(network) for network in networks]
         host = self._know(self.engine.add_host(name, first), None)
@@ -168,8 +168,9 @@ class Network:
             InvalidValue, NameTaken: no such host or network, or it is there already. OSError: the kernel refused.
         """
         self.check_open()
-        owner = host if isinstance(host, Host) else self[host]
+        owner = self._host("host", host)
         self._number_of(network)
+        checks.optional(checks.instance, "link", link, Link, "a labkit.Link")
         if network in owner.interfaces:
             raise NameTaken(f"{owner.name} is on {network!r} already: {owner.interfaces[network]!r}")
         self._check_room(f"interface of {owner.name}")
@@ -214,8 +215,16 @@ class Network:
 
         self._routed = connect(self.hosts, self.networks, self._routed)
 
+    def _host(self, argument: str, given: object) -> Host:
+        """A host of this lab, by itself or by its name. Raises InvalidValue."""
+        if isinstance(given, str):
+            return self[given]
+        if not isinstance(given, Host) or given.lab is not self:
+            raise checks.wrong(argument, given, f"give a host of this lab, which has {', '.join(self.hosts)}")
+        return given
+
     def _number_of(self, network: str | None) -> int:
-        if network is not None and network not in self.networks:
+        if network is not None and (not isinstance(network, str) or network not in self.networks):
             raise InvalidValue(f"no network {network!r} in this lab, which has {', '.join(self.networks)}")
         return 0 if network is None else self.networks[network].number
 
@@ -258,7 +267,7 @@ class Network:
         raise AttributeError(f"{type(self).__name__} has no {name!r}; its hosts are {', '.join(hosts) or 'none'}")
 
     def __getitem__(self, name: str) -> Host:
-        if name not in self.hosts:
+        if not isinstance(name, str) or name not in self.hosts:
             raise InvalidValue(f"no host {name!r} in this lab, which has {', '.join(self.hosts)}")
         return self.hosts[name]
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from labkit.errors import InvalidValue, LabClosed, LabError, NotReady, ProgramNotFound
+from labkit import checks
+from labkit.errors import LabClosed, LabError, NotReady, ProgramNotFound
 from labkit.network.engine import Engine
 
 # A notebook's kernel sets them for what `!program` prints into a cell. What is read as text comes without escapes.
@@ -54,13 +55,13 @@ class Program:
         cwd: str | None,
         stdin: bytes | None,
     ) -> None:
-        if isinstance(args, (str, bytes)) or not args or not all(isinstance(word, str) for word in args):
-            raise InvalidValue(f"args={args!r}: give the program and its arguments as a list of strings")
-        for name, value in env.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise InvalidValue(f"env={{{name!r}: {value!r}}}: names and values are strings")
+        words_given = checks.texts("args", args, ["curl", "http://server.lab/"])
+        if not words_given:
+            raise checks.wrong("args", args, "give the program and its arguments as a list of texts")
+        checks.optional(checks.octets, "stdin", stdin, b"a line")
+        where = str(checks.path("cwd", cwd or os.getcwd()))
         self._engine, self.host = engine, host
-        self.args = tuple(args)
+        self.args = tuple(words_given)
         self._ended: int | None = None  # its exit status
         self._waited = False
         self._lock = threading.Lock()
@@ -68,7 +69,6 @@ class Program:
         for file in (self._out, self._err):
             weakref.finalize(self, file.close)
         environment = {name: value for name, value in os.environ.items() if name not in COLOURED} | env
-        where = os.fspath(cwd or os.getcwd())
         with tempfile.TemporaryFile() as words:
             words.write(stdin or b"")
             words.seek(0)
@@ -129,6 +129,7 @@ class Program:
 
     def wait(self, timeout_s: float = 30.0) -> int:
         """Wait for its end. Returns the exit status; NotReady at the deadline, and the program goes on."""
+        checks.number("timeout_s", timeout_s, 0, unit="seconds")
         with self._lock:
             if self._ended is None:
                 try:
@@ -141,6 +142,7 @@ class Program:
 
     def send_signal(self, number: int) -> None:
         """Signal it and the processes that it started."""
+        checks.whole("number", number, 0, 64)
         if self.returncode is None:
             self._signal(number)
 
@@ -152,6 +154,7 @@ class Program:
 
         Children in its process group get the same signal, and SIGKILL once the program itself has ended.
         """
+        checks.number("timeout_s", timeout_s, 0, unit="seconds")
         if self._waited:
             return
         with contextlib.suppress(LabClosed):

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from labkit import checks
 from labkit.errors import InvalidValue, LabClosed
 from labkit.network.engine import Named, OnHost
-from labkit.network.link import whole
 from labkit.network.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, RouteSocket, attribute, attributes
 
 if TYPE_CHECKING:
@@ -138,16 +138,15 @@ class Routes:
         Raises:
             InvalidValue: a value that cannot be. OSError: the kernel's own: the router cannot be reached, for instance.
         """
-        if kind not in KINDS:
-            raise InvalidValue(f"kind={kind!r}: one of {', '.join(KINDS)}")
+        checks.one_of("kind", kind, KINDS)
         if (kind == "unicast") != (via is not None):
             raise InvalidValue(f"kind={kind!r}, via={via!r}: a unicast route goes via a router, and no other does")
         metrics = {}
         if mtu is not None:
-            metrics[RTAX_MTU] = whole("mtu", mtu, 68, 65535, unit="bytes")
+            metrics[RTAX_MTU] = checks.whole("mtu", mtu, 68, 65535, unit="bytes")
         if ttl is not None:
-            metrics[RTAX_HOPLIMIT] = whole("ttl", ttl, 1, 255)
-        whole("metric", metric, 0, 2**31 - 1)
+            metrics[RTAX_HOPLIMIT] = checks.whole("ttl", ttl, 1, 255)
+        checks.whole("metric", metric, 0, 2**31 - 1)
         prefix = self._prefix(destination, via)
         extra = {RTA_PRIORITY: struct.pack("=I", metric)} if metric else {}
         if via is not None:
@@ -169,7 +168,7 @@ class Routes:
             InvalidValue: there is no such route.
         """
         prefix = self._prefix(destination, None)
-        extra = {RTA_PRIORITY: struct.pack("=I", whole("metric", metric, 0, 2**31 - 1))} if metric else {}
+        extra = {RTA_PRIORITY: struct.pack("=I", checks.whole("metric", metric, 0, 2**31 - 1))} if metric else {}
         with self._open() as netlink:
             try:
                 netlink.request(RTM_DELROUTE, 0, _message(prefix, 0, RT_SCOPE_NOWHERE, extra))
@@ -200,7 +199,7 @@ class Routes:
         return {each.index: each.name for each in self._host.interfaces.values()} | {1: "lo"}
 
     def _address(self, of: Named | str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-        text = of if isinstance(of, str) else of.ip
+        text = str(of if isinstance(of, str) else getattr(of, "ip", of))
         known: Mapping[str, Any] = self._host.lab.hosts
         if (host := known.get(text.removesuffix(".lab"))) is not None:
             text = host.ip
@@ -210,7 +209,7 @@ class Routes:
             raise InvalidValue(f"address {of!r}: give a host of this lab, or '198.51.100.2'") from None
 
     def _router(self, via: Named | str, version: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-        name = via.removesuffix(".lab") if isinstance(via, str) else via.name
+        name = via.removesuffix(".lab") if isinstance(via, str) else getattr(via, "name", "")
         router: Any = self._host.lab.hosts.get(name)
         if router is None:
             return self._address(via)
@@ -221,7 +220,7 @@ class Routes:
         raise InvalidValue(f"via={name!r}: it is on no network of {self._host.name}, which is on {ours}")
 
     def _prefix(self, destination: str, via: Named | str | None) -> Network:
-        if destination == "default":
+        if checks.text("destination", destination, "198.51.100.0/24") == "default":
             six = isinstance(via, str) and ":" in via
             return ipaddress.ip_network("::/0" if six else "0.0.0.0/0")
         try:

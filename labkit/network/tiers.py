@@ -25,7 +25,7 @@ SHORT_NAMES = {"kernel": KERNEL, "fixed-sysctls": FIXED, "loopback": LOOPBACK}
 
 def allows(tier: str, need: str) -> bool:
     """Whether a tier has what a lesson needs. Raises InvalidValue for a need that is none of NEEDS."""
-    if need not in NEEDS:
+    if not isinstance(need, str) or need not in NEEDS:
         raise InvalidValue(f"needs={need!r}: one of {', '.join(NEEDS)}")
     order = list(TIERS)
     return order.index(tier) <= order.index(NEEDS[need])

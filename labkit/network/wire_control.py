@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import Any
 
+from labkit import checks
 from labkit.errors import InvalidValue
 from labkit.network.engine import Engine
 from labkit.network.link import Counts, Rule
@@ -32,18 +34,24 @@ class WireControl:
         Raises:
             InvalidValue: a condition that cannot be.
         """
-        return self.add(Rule("drop", **conditions))
+        return self._add("drop", conditions)
 
     def delay(self, delay_ms: float, **conditions: Any) -> RuleHandle:
         """Hold the packets that match for `delay_ms` more. Arguments and errors as for ``drop``."""
-        return self.add(Rule("delay", delay_ms=delay_ms, **conditions))
+        return self._add("delay", conditions, delay_ms=delay_ms)
 
     def duplicate(self, **conditions: Any) -> RuleHandle:
         """Deliver the packets that match twice. Arguments and errors as for ``drop``."""
-        return self.add(Rule("duplicate", **conditions))
+        return self._add("duplicate", conditions)
+
+    def _add(self, action: str, conditions: dict[str, Any], **settings: Any) -> RuleHandle:
+        own = {"action", "delay_ms"}
+        checks.options(conditions, [f.name for f in fields(Rule) if f.name not in own], f"lab.wire.{action}")
+        return self.add(Rule(action, **settings, **conditions))
 
     def add(self, rule: Rule) -> RuleHandle:
         """Put a rule to work. Rules are asked in the order in which they came."""
+        checks.instance("rule", rule, Rule, "a labkit.Rule")
         for name in filter(None, (rule.source, rule.destination)):
             if name not in self._engine.interfaces:  # such a rule would never match
                 raise InvalidValue(f"no host {name!r} in this lab, which has {', '.join(self._engine.interfaces)}")
@@ -75,6 +83,7 @@ class WireControl:
 
     def quiet_since(self, timeout_s: float | None = None) -> int | None:
         """As ``settle``, and tell since when (CLOCK_REALTIME, ns): of what was sent before it nothing is under way."""
+        checks.optional(checks.number, "timeout_s", timeout_s, 0, unit="seconds")
         if timeout_s is None:
             longest = max((link.rtt_ms for link in self._engine.links.values()), default=0.0)
             timeout_s = 2 * longest / 1000 + 0.5

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from labkit import checks
 from labkit.errors import InvalidValue
 from labkit.network.tiers import origin
 from labkit.plots.picture import Picture
@@ -48,6 +49,7 @@ def plot_buffers(
     Raises:
         InvalidValue: a connection that was not seen.
     """
+    checks.optional(checks.text, "title", title, "A closed window")
     client = _client(sender, receiver, client)
     waiting = _Waiting(sender, receiver, client)
     figure, axes = new_figure(3.6)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
+from labkit import checks
 from labkit.network.tiers import LOOPBACK, origin
 from labkit.plots.picture import Picture
 from labkit.plots.style import COLOURS, GREY, INK, SIZE, VERMILION, add_note, new_figure, set_title
@@ -34,6 +35,8 @@ def plot_ladder(ladder: Ladder, title: str | None = None, rtt_ms: float | None =
     Returns:
         the picture; its alternative text is the ladder in text.
     """
+    checks.optional(checks.text, "title", title, "A handshake")
+    checks.optional(checks.number, "rtt_ms", rtt_ms, 0.001, 60_000, unit="milliseconds")
     rows = ladder.rows[:MAX_ROWS]
     heights = _heights(rows)
     bottom = max(heights.values(), default=0) + 1.2

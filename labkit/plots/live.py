@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from labkit import checks
 from labkit.errors import LabError
-from labkit.network.link import number
 from labkit.plots.picture import DPI, Picture
 from labkit.plots.queues import plot_queues
 
@@ -132,7 +132,8 @@ def live(watch: Watched, *, every_s: float = 0.5, draw: Callable[[History], Pict
     Raises:
         InvalidValue: a period that cannot be.
     """
-    return LiveView(watch, number("every_s", every_s, 0.1, 3600, unit="seconds"), draw)
+    checks.function("draw", draw)
+    return LiveView(watch, checks.number("every_s", every_s, 0.1, 3600, unit="seconds"), draw)
 
 
 def _image(picture: Picture) -> str:

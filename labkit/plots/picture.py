@@ -12,8 +12,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from labkit import checks
+
 DPI = 110
 PALETTE = 64
+FORMATS = (".png", ".svg", ".pdf")
 
 
 class Picture:
@@ -44,8 +47,10 @@ class Picture:
         return buffer.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it to a file; the ending chooses the format (.png, .svg, .pdf). Raises OSError, ValueError."""
-        target = Path(path)
+        """Write it to a file; the ending chooses the format (.png, .svg, .pdf). Raises OSError, InvalidValue."""
+        target = checks.path("path", path)
+        if target.suffix.lower() not in FORMATS:
+            raise checks.wrong("path", path, f"end it in {', '.join(FORMATS)}")
         self.figure.savefig(target, dpi=2 * DPI, bbox_inches="tight")
         return target
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from labkit.network.link import number
+from labkit import checks
 from labkit.network.tiers import origin
 from labkit.plots.picture import Picture
 from labkit.plots.style import (
@@ -61,8 +61,8 @@ def plot_queues(
     Raises:
         InvalidValue: a prediction that is no number of connections.
     """
-    if prediction is not None:
-        prediction = number("prediction", prediction, 0, 1e6, unit="connections, or None")
+    checks.optional(checks.text, "title", title, "A full queue")
+    prediction = checks.optional(checks.number, "prediction", prediction, 0, 1e6, unit="connections, or None")
     names = _names(history, labels or {})
     figure, axes = new_figure(max(3.2, 1.7 + 0.2 * min(len(names), MOST + 1)))
     end_s = max(history.duration_s, 1e-3)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from labkit import checks
 from labkit.handshakes.variants import variant
-from labkit.network.link import number
 from labkit.network.tiers import origin
 from labkit.plots.picture import Picture
 from labkit.plots.style import BLACK, COLOURS, INK, SIZE, VERMILION, add_note, new_figure, set_title
@@ -111,7 +111,7 @@ def _add_legend(axes: Axes, inside: bool) -> None:
 def _guesses(prediction: Mapping[str, float | None]) -> dict[str, float]:
     """Those that were made."""
     return {
-        variant(name).name: number(f"prediction[{name!r}]", rtts, 0, 100, unit="round trips, or None")
+        variant(name).name: checks.number(f"prediction[{name!r}]", rtts, 0, 100, unit="round trips, or None")
         for name, rtts in prediction.items()
         if rtts is not None
     }

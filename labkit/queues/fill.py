@@ -8,9 +8,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.errors import InvalidValue
+from labkit import checks
 from labkit.network.host import Host
-from labkit.network.link import number
 from labkit.queues.history import History
 from labkit.queues.watch import Watch
 
@@ -74,10 +73,11 @@ def fill(client: Host, server: Host, *, backlog: int = 4, clients: int = 12, sec
     Raises:
         InvalidValue: a number that cannot be. NotAvailableHere: the tier "loopback".
     """
-    for name, value, low, high in (("backlog", backlog, 0, 2**31 - 1), ("clients", clients, 1, 4000)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise InvalidValue(f"{name}={value!r}: a whole number from {low} to {high}")
-    number("seconds", seconds, 0, 600, unit="seconds")
+    for name, host in (("client", client), ("server", server)):
+        checks.instance(name, host, Host, "a host of the lab, for instance lab.client")
+    checks.whole("backlog", backlog, 0, 2**31 - 1)
+    checks.whole("clients", clients, 1, 4000)
+    checks.number("seconds", seconds, 0, 600, unit="seconds")
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(Watch(server, PORT, connections=False))
         with server:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from labkit import checks
 from labkit.recordable import Recordable
 
 Key = TypeVar("Key")
@@ -39,6 +41,7 @@ class Steps:
 
     def at(self, moment_s: float) -> int:
         """The value that held then; 0 before the first."""
+        checks.number("moment_s", moment_s, -math.inf, unit="seconds")
         held = 0
         for time_s, value in zip(self.times_s, self.values, strict=True):
             if time_s > moment_s:

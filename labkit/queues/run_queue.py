@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from labkit import checks
 from labkit.errors import NotAvailableHere
 
 PROC = Path("/proc")
@@ -69,7 +70,7 @@ def threads_of(pids: Iterable[int]) -> dict[int, ThreadTimes]:
             "this system does not tell how long its threads wait for a CPU: there is no /proc/self/schedstat"
         )
     found = {}
-    for pid in pids:
+    for pid in [checks.whole("pids", pid, 0) for pid in pids]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             for task in (PROC / str(pid) / "task").iterdir():
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -86,6 +87,7 @@ def tree(pid: int) -> Sequence[int]:
     """A process and all that descend from it, now. [] where it has ended."""
     import psutil
 
+    checks.whole("pid", pid, 0)
     try:
         first = psutil.Process(pid)
         return [pid, *(child.pid for child in first.children(recursive=True))]

@@ -10,10 +10,9 @@ import threading
 import time
 from typing import Any
 
-from labkit import child
+from labkit import checks, child
 from labkit.errors import LabClosed, NotReady
 from labkit.network.host import Host
-from labkit.network.link import check_port, number
 from labkit.queues.diag import NETLINK_SOCK_DIAG
 from labkit.queues.history import History, build
 
@@ -39,8 +38,10 @@ class Watch:
     """
 
     def __init__(self, host: Host, port: int, *, every_us: float = 1000, connections: bool = False) -> None:
-        check_port(port)
-        number("every_us", every_us, 100, 10_000_000, unit="microseconds")
+        checks.instance("host", host, Host, "a host of the lab, for instance lab.server")
+        checks.port("port", port)
+        checks.flag("connections", connections)
+        checks.number("every_us", every_us, 100, 10_000_000, unit="microseconds")
         self.host, self.port = host, port
         self.closed = False
         self._tier = host.engine.tier

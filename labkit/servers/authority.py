@@ -18,6 +18,7 @@ from pathlib import Path
 
 import trustme
 
+from labkit import checks
 from labkit.errors import InvalidValue
 
 # P-256, which every TLS 1.3 has to know (RFC 8446, section 9.1). Debian's Python 3.11 cannot be told X25519.
@@ -64,6 +65,7 @@ class Authority:
         """
         if not names:
             raise InvalidValue("a certificate needs a name, for instance 'server.lab'")
+        checks.texts("names", names, ["server.lab"])
         with self._lock:
             if names not in self._certificates:
                 try:
@@ -85,6 +87,7 @@ class Authority:
         Raises:
             InvalidValue: an unknown version, or a name that no certificate can carry.
         """
+        checks.texts("alpn", alpn, ["http/1.1"])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version, context.maximum_version = version_range(versions)
         context.set_alpn_protocols(list(alpn))
@@ -114,6 +117,8 @@ class Authority:
         Raises:
             InvalidValue: an unknown version or group.
         """
+        checks.texts("alpn", alpn, ["http/1.1"])
+        checks.optional(checks.text, "group", group, "prime256v1")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version, context.maximum_version = version_range(versions)
         context.set_alpn_protocols(list(alpn))
@@ -129,8 +134,10 @@ class Authority:
 
 def version_range(versions: Sequence[str]) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
     """Lowest and highest of the versions named. Raises InvalidValue for none, or for an unknown one."""
-    if isinstance(versions, str) or not versions or not set(versions) <= VERSIONS.keys():
-        raise InvalidValue(f"TLS versions {versions!r}: choose from ('1.2', '1.3')")
+    for each in checks.texts("versions", [] if isinstance(versions, str) else versions, ["1.2", "1.3"]):
+        checks.one_of("versions", each, VERSIONS)
+    if isinstance(versions, str) or not versions:
+        raise checks.wrong("versions", versions, "choose from ('1.2', '1.3')")
     chosen = [VERSIONS[version] for version in versions]
     return min(chosen), max(chosen)
 

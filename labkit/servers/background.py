@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+from labkit import checks
 from labkit.errors import NameTaken
-from labkit.network.link import check_port
-from labkit.servers.hosts import HostLike
+from labkit.servers.hosts import HostLike, check_host
 from labkit.servers.log import Log
 
 START_TIMEOUT_S = 5.0
@@ -44,8 +44,10 @@ class Server:
     def __init__(
         self, host: HostLike, port: int, *, scheme: str, protocol: str = "tcp", name: str | None = None
     ) -> None:
+        check_host("host", host)
+        checks.optional(checks.text, "name", name, "my server")
         self.host = host
-        self.port = check_port(port, 0)
+        self.port = checks.port("port", port, 0)
         self.protocol = protocol
         self.scheme = scheme
         self.log = Log()

@@ -8,6 +8,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from labkit import checks
 from labkit.servers.answer import answer
 from labkit.servers.hosts import HostLike
 from labkit.servers.http1 import READ_BYTES, Stream, serve_http1
@@ -53,9 +54,9 @@ class EarlyDataServer(ThreadedServer):
         name: str | None = None,
     ) -> None:
         super().__init__(host, port, scheme="https", name=name, backlog=backlog, fast_open=fast_open)
-        self.handler = handler or describe_connection
-        self.replay_protection = replay_protection
-        self.accept_early_data = accept_early_data
+        self.handler = checks.optional(checks.function, "handler", handler) or describe_connection
+        self.replay_protection = checks.flag("replay_protection", replay_protection)
+        self.accept_early_data = checks.flag("accept_early_data", accept_early_data)
         self.requests = 0
         self.early_requests = 0
         self._count_lock = threading.Lock()

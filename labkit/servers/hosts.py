@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from labkit import checks
+
 
 class HostLike(Protocol):
     """The part of a host that servers and clients use. Inside ``with host:`` new sockets are the host's."""
@@ -24,3 +26,9 @@ class HostLike(Protocol):
     def __enter__(self) -> Any: ...
 
     def __exit__(self, *exc: object) -> None: ...
+
+
+def check_host(name: str, value: object) -> None:
+    """Raises InvalidValue for what is no host."""
+    if not all(hasattr(value, needed) for needed in ("fqdn", "ip", "lab")):
+        raise checks.wrong(name, value, "give a host of the lab, for instance lab.server")

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Sequence
 from typing import Any
 
+from labkit import checks
 from labkit.servers.answer import answer
 from labkit.servers.authority import version_range
 from labkit.servers.hosts import HostLike
@@ -51,8 +52,10 @@ class HttpServer(ThreadedServer):
             port = 80 if tls is None else 443
         scheme = "http" if tls is None else "https"
         super().__init__(host, port, scheme=scheme, name=name, backlog=backlog, fast_open=fast_open)
-        self.handler = handler or describe_connection
-        self.tls: tuple[str, ...] = () if tls is None else (tls,) if isinstance(tls, str) else tuple(tls)
+        self.handler = checks.optional(checks.function, "handler", handler) or describe_connection
+        self.tls: tuple[str, ...] = (
+            () if tls is None else (tls,) if isinstance(tls, str) else tuple(checks.texts("tls", tls, ["1.2", "1.3"]))
+        )
         if tls is not None:
             version_range(self.tls)
         self._context: ssl.SSLContext | None = None

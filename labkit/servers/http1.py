@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import h11
 
+from labkit import checks
 from labkit.errors import InvalidValue
 from labkit.servers.messages import MAX_BODY_BYTES, Headers, Request, Response
 
@@ -131,6 +132,8 @@ class ClientExchange:
     """
 
     def __init__(self, authority: str, method: str, target: str, body: bytes = b"", headers: Headers = ()) -> None:
+        check_request(method, target)
+        checks.octets("body", body, b"a=1")
         self._connection = h11.Connection(h11.CLIENT)
         own: Headers = (("host", authority), ("connection", "close"))
         if body or method in ("POST", "PUT", "PATCH"):
@@ -184,6 +187,8 @@ def check_headers(headers: Headers) -> None:
 
 def check_request(method: str, target: str) -> None:
     """Raises InvalidValue for a method or target that HTTP cannot carry (RFC 9110, section 9.1; RFC 9112, 3.2)."""
+    checks.text("method", method, "GET")
+    checks.text("target", target, "/orders?id=1")
     try:
         h11.Request(method=method, target=target, headers=[("host", "any")])
     except (h11.LocalProtocolError, UnicodeError) as exc:

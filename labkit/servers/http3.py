@@ -21,6 +21,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent
 from aioquic.tls import SessionTicket, load_pem_private_key, load_pem_x509_certificates
 
+from labkit import checks
 from labkit.servers.answer import answer
 from labkit.servers.authority import KeyLogWriter
 from labkit.servers.background import CLOSE_TIMEOUT_S, START_TIMEOUT_S, Server, join_all
@@ -74,9 +75,9 @@ class Http3Server(Server):
         name: str | None = None,
     ) -> None:
         super().__init__(host, port, scheme="https", protocol="udp", name=name)
-        self.handler = handler or describe_connection
-        self.accept_early_data = accept_early_data
-        self.single_use_tickets = single_use_tickets
+        self.handler = checks.optional(checks.function, "handler", handler) or describe_connection
+        self.accept_early_data = checks.flag("accept_early_data", accept_early_data)
+        self.single_use_tickets = checks.flag("single_use_tickets", single_use_tickets)
         self.certificate = certificate
         self.requests = 0
         self.early_requests = 0

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
+from labkit import checks
+
 MAX_ENTRIES = 1000
 
 
@@ -38,7 +40,7 @@ class Log(Sequence[LogEntry]):
     """The last entries, oldest first. A long run forgets its beginning instead of filling the memory."""
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
-        self._entries: deque[LogEntry] = deque(maxlen=max_entries)
+        self._entries: deque[LogEntry] = deque(maxlen=checks.whole("max_entries", max_entries, 1))
         self._lock = threading.Lock()
 
     def add(self, event: str, peer: str, text: str, facts: Mapping[str, Any] | None = None) -> None:

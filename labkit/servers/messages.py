@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit.errors import InvalidValue
+from labkit import checks
 
 Headers = tuple[tuple[str, str], ...]
 MAX_BODY_BYTES = 16 << 20
@@ -50,13 +50,14 @@ class Response:
 
     def __post_init__(self) -> None:
         if not isinstance(self.status, int) or not 200 <= self.status <= 599:
-            raise InvalidValue(f"status {self.status!r}: a handler answers with a number from 200 to 599")
+            raise checks.wrong("status", self.status, "a handler answers with a number from 200 to 599")
         if not isinstance(self.body, bytes):
-            raise InvalidValue(f"body {self.body!r:.60}: bytes are sent; for text use Response.text(...)")
+            raise checks.wrong("body", self.body, "bytes are sent; for text use Response.text(...)")
 
     @classmethod
     def text(cls, text: str, status: int = 200) -> Response:
         """A plain text response in UTF-8."""
+        checks.instance("text", text, str, "a text; for bytes use Response(body=...)")
         return cls(status, (("content-type", "text/plain; charset=utf-8"),), text.encode())
 
     def header(self, name: str, default: str | None = None) -> str | None:

@@ -34,11 +34,11 @@ from typing import Any
 
 import h11
 
+from labkit import checks
 from labkit.errors import InvalidValue, LabError
-from labkit.network.link import check_port
 from labkit.servers.admission import TOKEN, Admission, Refused, Requests
 from labkit.servers.background import Server
-from labkit.servers.hosts import HostLike
+from labkit.servers.hosts import HostLike, check_host
 from labkit.servers.http1 import READ_BYTES, check_request
 from labkit.servers.threaded import ThreadedServer, interrupt
 
@@ -84,11 +84,16 @@ class Page(ThreadedServer):
             port, tls, server = server.port, server.scheme == "https", server.host
         elif not hasattr(server, "fqdn"):
             raise InvalidValue(f"page of {server!r}: give a server of the lab, or a host and a port: lab.server, 8000")
-        port = check_port(port)
-        if not isinstance(path, str) or not path.startswith("/") or "#" in path:
-            raise InvalidValue(f"path {path!r}: from the first slash on and without a fragment, '/chat?room=1'")
+        port = checks.port("port", port)
+        checks.flag("tls", tls)
+        checks.text("path", path, "/chat?room=1")
+        if not path.startswith("/") or "#" in path:
+            raise InvalidValue(f"path={path!r}: from the first slash on and without a fragment, '/chat?room=1'")
         check_request("GET", path)
+        checks.optional(checks.text, "name", name, "my page")
         name = name or f"page of {server.fqdn}:{port}"
+        if client is not None:
+            check_host("client", client)
         super().__init__(_ThisMachine(server.lab), 0, scheme="http", name=name, backlog=128, fast_open=False)
         self.path = path
         self._client = client or server.lab.client

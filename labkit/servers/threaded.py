@@ -10,7 +10,8 @@ import threading
 import time
 import traceback
 
-from labkit.errors import InvalidValue, NotReady
+from labkit import checks
+from labkit.errors import NotReady
 from labkit.servers.background import CLOSE_TIMEOUT_S, START_TIMEOUT_S, Server, join_all
 from labkit.servers.hosts import HostLike
 
@@ -38,10 +39,8 @@ class ThreadedServer(Server):
         self, host: HostLike, port: int, *, scheme: str, name: str | None, backlog: int, fast_open: bool
     ) -> None:
         super().__init__(host, port, scheme=scheme, name=name)
-        if isinstance(backlog, bool) or not isinstance(backlog, int) or backlog < 0:
-            raise InvalidValue(f"backlog {backlog!r}: a whole number, 0 or more")
-        self.backlog = backlog
-        self.fast_open = fast_open
+        self.backlog = checks.whole("backlog", backlog, 0, 2**31 - 1)
+        self.fast_open = checks.flag("fast_open", fast_open)
         self._listener: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()

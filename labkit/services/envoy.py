@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from labkit import checks
 from labkit.errors import InvalidValue
 from labkit.network.host import Host
-from labkit.network.link import check_port
 from labkit.services.configuration import find_program
 from labkit.services.packaged import Packaged
 
@@ -60,7 +60,7 @@ class Envoy(Packaged):
     def __init__(self, host: Host, configuration: str | None = None, *, admin_port: int = 9901, **others: Any) -> None:
         text = CONFIGURATION.format(host=host.fqdn) if configuration is None else configuration
         ports = self.ports_in(host, text)
-        self.admin_port = check_port(admin_port)
+        self.admin_port = checks.port("admin_port", admin_port)
         if admin_port in ports:
             raise InvalidValue(f"admin_port={admin_port}: a listener of the configuration has it; choose another")
         at = {"address": host.fqdn, "port_value": admin_port}

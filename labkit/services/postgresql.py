@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from labkit import checks
 from labkit.errors import InvalidValue, NotAvailableHere
 from labkit.network.host import Host
-from labkit.network.link import check_port
 from labkit.network.tiers import LOOPBACK
 from labkit.services.configuration import find_program
 from labkit.services.packaged import Packaged
@@ -46,7 +46,7 @@ class PostgreSQL(Packaged):
         if not isinstance(configuration, str):
             raise InvalidValue(f"configuration={configuration!r}: give lines for postgresql.conf")
         self._folder = Path(self.found()).parent
-        check_port(port)
+        checks.port("port", port)
         on_loopback = host.engine.tier == LOOPBACK
         self._prefix = list(NOT_ROOT) if os.geteuid() == 0 else []
         if self._prefix and on_loopback:

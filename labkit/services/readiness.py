@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from labkit import checks
 from labkit.errors import InvalidValue, NotReady
 from labkit.network.host import Host
-from labkit.network.link import check_port
 from labkit.network.process import Program
 
 Probe = int | str | Sequence[str] | Callable[[Any], object]
@@ -35,7 +35,7 @@ def in_words(probe: Probe) -> str:
             raise InvalidValue(f"ready={probe!r} is no regular expression: {exc}") from None
         return f"its log has to match {probe!r}"
     if isinstance(probe, int):
-        return f"port {check_port(probe)} has to accept a connection"
+        return f"port {checks.port('ready', probe)} has to accept a connection"
     if isinstance(probe, Sequence) and probe and all(isinstance(word, str) for word in probe):
         return f"{' '.join(probe)!r} has to answer 0"
     if callable(probe):

@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from labkit import checks
 from labkit.errors import InvalidValue, LabClosed, LabError, NameTaken, NotReady, ProgramNotFound
 from labkit.network.engine import SocketAddress
 from labkit.network.host import Host
-from labkit.network.link import check_port
 from labkit.network.process import Program
 from labkit.services import configuration, processes
 from labkit.services.readiness import LOOK_S, Probe, accepts, holds, in_words
@@ -95,7 +95,8 @@ class Service:
                 raise InvalidValue(f"{what}={pairs!r}: names and contents are strings")
         self._words = in_words(ready)  # raises InvalidValue
         texts = [*args, *(env or {}).values(), *(files or {}).values()]
-        self.ports = tuple(dict.fromkeys(map(check_port, [*ports, *configuration.own_ports(host, texts)])))
+        wanted = [*ports, *configuration.own_ports(host, texts)]
+        self.ports = tuple(dict.fromkeys(checks.port("ports", port) for port in wanted))
         self._ready, self._timeout_s, self._stop, self._patience_s = ready, timeout_s, stop, patience_s
         self._settled = threading.Event()  # its start has come to an end, good or bad
         self._failure: BaseException | None = None

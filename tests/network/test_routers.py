@@ -189,7 +189,7 @@ def test_routes_that_cannot_be(chain: Lab) -> None:
         ({"destination": "default", "via": "server"}, "it is on no network of client, which is on inside"),
         ({"destination": "default"}, "goes via a router"),
         ({"destination": "default", "via": "192.0.2.2", "kind": "blackhole"}, "goes via a router"),
-        ({"destination": "default", "kind": "black"}, "one of unicast, blackhole"),
+        ({"destination": "default", "kind": "black"}, "choose from 'unicast', 'blackhole'"),
         ({"destination": "default", "via": "192.0.2.2", "mtu": 1.5}, "mtu=1.5"),
         ({"destination": "default", "via": "192.0.2.2", "ttl": 0}, "ttl=0"),
         ({"destination": "default", "via": "nobody.lab"}, "give a host of this lab"),

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from labkit.errors import InvalidValue, NotReady
+from labkit import checks
+from labkit.errors import NotReady
 from labkit.servers import Server
-from labkit.servers.hosts import HostLike
+from labkit.servers.hosts import HostLike, check_host
 from labkit.servers.http1 import Stream
 
 TCP_FASTOPEN_CONNECT = 30  # linux/tcp.h; the socket module has no name for it
@@ -47,8 +48,9 @@ class Client:
     """
 
     def __init__(self, host: HostLike, server: Server, *, timeout_s: float = 10.0) -> None:
-        if not timeout_s > 0:
-            raise InvalidValue(f"timeout_s {timeout_s!r}: a number of seconds above 0")
+        checks.instance("server", server, Server, "a server of the lab, for instance HttpServer(lab.server)")
+        check_host("host", host)
+        checks.number("timeout_s", timeout_s, 0.001, 86_400, unit="seconds")
         self.host = host
         self.server = server
         self.timeout_s = timeout_s

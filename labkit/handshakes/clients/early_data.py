@@ -8,6 +8,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from labkit import checks
 from labkit.errors import InvalidValue
 from labkit.handshakes.clients.base import Client, Deadline, Fetched, TimedSocket, open_tcp
 from labkit.servers import Server
@@ -43,7 +44,7 @@ class EarlyDataClient(Client):
         timeout_s: float = 10.0,
     ) -> None:
         super().__init__(host, server, timeout_s=timeout_s)
-        self.fast_open = fast_open
+        self.fast_open = checks.flag("fast_open", fast_open)
         self.last_flight = b""
         self._context = client_context(self._authority, group=group)
         self._session: SSL.Session | None = None

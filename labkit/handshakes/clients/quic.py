@@ -14,6 +14,7 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent
 from aioquic.tls import SessionTicket
 
+from labkit import checks
 from labkit.errors import NotReady
 from labkit.handshakes.clients.base import Client, Fetched
 from labkit.servers import Server
@@ -37,7 +38,7 @@ class QuicClient(Client):
 
     def __init__(self, host: HostLike, server: Server, *, early_data: bool = False, timeout_s: float = 10.0) -> None:
         super().__init__(host, server, timeout_s=timeout_s)
-        self.early_data = early_data
+        self.early_data = checks.flag("early_data", early_data)
         self._ticket: SessionTicket | None = None
 
     @property
@@ -52,6 +53,7 @@ class QuicClient(Client):
 
     def fetch(self, target: str = "/", method: str = "GET", body: bytes = b"") -> Fetched:
         check_request(method, target)
+        checks.octets("body", body, b"a=1")
         headers = [
             (b":method", method.encode("ascii")),
             (b":scheme", b"https"),

@@ -6,6 +6,7 @@ import socket
 import ssl
 from typing import Any, Literal
 
+from labkit import checks
 from labkit.handshakes.clients.base import Client, Deadline, Fetched, TimedSocket, open_tcp
 from labkit.servers import Server
 from labkit.servers.authority import SMALL_GROUP
@@ -23,7 +24,7 @@ class TcpClient(Client):
 
     def __init__(self, host: HostLike, server: Server, *, fast_open: bool = False, timeout_s: float = 10.0) -> None:
         super().__init__(host, server, timeout_s=timeout_s)
-        self.fast_open = fast_open
+        self.fast_open = checks.flag("fast_open", fast_open)
 
     def fetch(self, target: str = "/", method: str = "GET", body: bytes = b"") -> Fetched:
         exchange = ClientExchange(self._authority_header, method, target, body)
@@ -78,7 +79,7 @@ class TlsClient(TcpClient):
         # certificate (RFC 8422).
         group = SMALL_GROUP if version == "1.3" else None
         self._context = self._authority.client_context(versions=[version], group=group)
-        self.resume = resume
+        self.resume = checks.flag("resume", resume)
         self._session: ssl.SSLSession | None = None
 
     def _socket(self) -> ssl.SSLSocket:
