@@ -9,12 +9,13 @@ datagrams.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Protocol
 
 from labkit.capture.dialogue import Piece, read_dialogue
+from labkit.capture.forwarding import find_forwarded
 from labkit.capture.frames import Transit
 from labkit.capture.headers import ACK, FIN, RST, SYN, Decoded, TcpHeader, decode
 from labkit.capture.keylog import KeyLog
@@ -40,9 +41,26 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
     conversations: list[_Conversation] = []
     current: dict[Flow, _Conversation | None] = {}  # None: a protocol of which only the packets are named
     sendings: set[tuple[int, bytes]] = set()
+    brought_by = find_forwarded(transits)  # what a router sends on is no packet of its own
+    lost_later = _lost_later(transits, brought_by) if on_wire else set()
+    aliases: dict[Flow, Flow] = {}  # what a router that translates addresses made of a flow
     for index, transit in enumerate(transits):
         decoded = decode(transit.data)
+        lost = on_wire and transit.received_ns is None
+        if (before := brought_by.get(index)) is not None:
+            same = packets[before]
+            flow, _ = _find_flow(decoded, ())
+            if same.flow not in (flow, _turned(flow)):
+                alias = flow if same.from_client else _turned(flow)
+                aliases[alias] = same.flow
+                current[alias] = None
+            by = (*same.forwarded_by, transit.source)
+            packets.append(
+                replace(same, index=index, transit=transit, headers=decoded, lost=lost, before=before, forwarded_by=by)
+            )
+            continue
         flow, from_client = _find_flow(decoded, current)
+        flow = aliases.get(flow, flow)
         conversation = current.get(flow)
         if conversation is None or conversation.ends_before(decoded):
             conversation = current[flow] = _begin_conversation(decoded)
@@ -57,11 +75,13 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
             label="datagram" if decoded.protocol == "UDP" and not decoded.label else decoded.label,
             payload=decoded.length,
             retransmission=False,
-            lost=on_wire and transit.received_ns is None,
+            lost=lost or index in lost_later,
             messages=(),
         )
         if conversation is not None and not decoded.label:
             packet = conversation.add(packet)
+        if packet.lost is not lost:
+            packet = replace(packet, lost=lost)
         if transit.sent_ns is not None:
             if (transit.sent_ns, transit.data) in sendings:  # sent once: it was the wire that doubled it
                 packet = replace(packet, retransmission=False)
@@ -72,7 +92,22 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
     for conversation in conversations:
         for index, messages in conversation.messages(secrets).items():
             packets[index] = replace(packets[index], messages=(*packets[index].messages, *messages))
+    for index, before in brought_by.items():
+        packets[index] = replace(packets[index], messages=packets[before].messages)
     return packets
+
+
+def _lost_later(transits: Sequence[Transit], brought_by: Mapping[int, int]) -> set[int]:
+    """The packets that got lost on a later part of their way: to their receiver they are lost, too."""
+    lost = set()
+    for index in sorted(brought_by, reverse=True):
+        if transits[index].received_ns is None or index in lost:
+            lost.add(brought_by[index])
+    return lost
+
+
+def _turned(flow: Flow) -> Flow:
+    return Flow(flow.server, flow.server_port, flow.client, flow.client_port, flow.protocol)
 
 
 def _seen_on_wire(transits: Sequence[Transit]) -> bool:
@@ -87,7 +122,7 @@ def _seen_on_wire(transits: Sequence[Transit]) -> bool:
     return all(transit.sent_ns is not None for transit in transits)
 
 
-def _find_flow(decoded: Decoded, known: Iterable[Flow]) -> tuple[Flow, bool]:
+def _find_flow(decoded: Decoded, known: Container[Flow]) -> tuple[Flow, bool]:
     """Tell who the client is, and whether it sent this: who sent the SYN, else who spoke first."""
     source = (decoded.source, decoded.source_port)
     destination = (decoded.destination, decoded.destination_port)

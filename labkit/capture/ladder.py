@@ -89,10 +89,12 @@ def build_ladder(packets: Sequence[Dissected], hosts: Sequence[str], acks: bool 
     names = _host_names(packets)
     start_ns = min((packet.transit.time_ns for packet in packets), default=0)
     rows: list[Row] = []
+    shown: set[int | None] = set()
     opening: set[Flow] = set()  # connections whose client has not answered the SYN-ACK yet
     for packet in packets:
-        if acks or packet.flow in opening or not packet.bare_ack:
+        if acks or packet.flow in opening or not packet.bare_ack or packet.before in shown:
             rows.append(_row(packet, names, start_ns))
+            shown.add(packet.index)
         if {"SYN", "ACK"} <= packet.flags:
             opening.add(packet.flow)
         elif packet.from_client:
@@ -112,6 +114,8 @@ def table(packets: Sequence[Dissected]) -> str:
         row = _row(packet, names, start_ns)
         protocol = packet.flow.protocol if row.kind in ("tcp", "data") else row.kind.upper()
         what = ("again: " if row.retransmission else "") + packet.what + (" (lost)" if row.lost else "")
+        if packet.forwarded_by:
+            what += f" (forwarded by {', '.join(packet.forwarded_by)})"
         direction = f"{row.source} → {row.destination}"
         lines.append((str(row.number), f"{row.sent_ms:.2f}", direction, protocol, str(packet.payload), what))
     widths = [max(len(line[column]) for line in lines) for column in range(5)]

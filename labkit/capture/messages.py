@@ -152,6 +152,10 @@ class Dissected:
         lost: whether the wire dropped it.
         messages: those that begin or go on here, in order. A retransmitted packet and its lost original list
             the same message; ``message.first`` tells which one brought it.
+        before: index of the same packet on the link before this one, None on its first.
+        forwarded_by: the routers that have sent it on so far, ("r1", "r2"). On each link of its way a packet is seen
+            anew, and what it carries is that of its first link, as are ``flow`` and ``retransmission``; ``headers``
+            are what they are here, which may be other addresses.
     """
 
     index: int
@@ -164,6 +168,8 @@ class Dissected:
     retransmission: bool
     lost: bool
     messages: tuple[Message, ...]
+    before: int | None = None
+    forwarded_by: tuple[str, ...] = ()
 
     @property
     def flags(self) -> frozenset[str]:
@@ -225,6 +231,8 @@ class Dissected:
         """One line about the packet."""
         marks = ("lost", self.lost), ("retransmission", self.retransmission)
         notes = [name for name, present in marks if present]
+        if self.forwarded_by:
+            notes.append(f"forwarded by {', '.join(self.forwarded_by)}")
         source, destination = self.transit.source or "?", self.transit.destination or "?"
         suffix = f" ({', '.join(notes)})" if notes else ""
         return f"{self.index + 1}  {source} → {destination}  {self.what}{suffix}"

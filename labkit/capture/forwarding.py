@@ -1,0 +1,73 @@
+"""Packets that routers took on: the same packet seen again on the next link of its way. Pure; nothing raised.
+
+A router sends a packet on with other MAC addresses, a TTL or hop limit that is one less and another header checksum
+(RFC 1812 section 5.2.1); one that translates addresses changes one address, one port and a checksum, too (RFC 3022).
+All else stays, and by that it is known: a host that received it sends it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+
+from labkit.capture.frames import Transit
+
+_IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
+_ETHERNET = 14
+
+
+def find_forwarded(transits: Sequence[Transit]) -> dict[int, int]:
+    """Which transits are further steps of an earlier one.
+
+    Args:
+        transits: in the order of their times.
+
+    Returns:
+        index of a transit that a router sent on → index of the transit that brought it to that router.
+    """
+    found: dict[int, int] = {}
+    if len({transit.data[22:23] if transit.data[12:14] == _IPV4 else transit.data[21:22] for transit in transits}) < 2:
+        return found  # nothing has lost a hop
+    waiting: dict[tuple[str, int, bytes], deque[int]] = defaultdict(deque)  # by the router, and what it would send
+    for index, transit in enumerate(transits):
+        read = _hops_and_rest(transit.data)
+        if read is None:
+            continue
+        hops, rest = read
+        brought = waiting.get((transit.source, hops, rest)) if transit.sent_ns is not None else None
+        if brought and _came_before(transits[brought[0]], transit):
+            found[index] = brought.popleft()
+        if transit.received_ns is not None and transit.destination:
+            waiting[transit.destination, hops - 1, rest].append(index)
+    return found
+
+
+def _came_before(brought: Transit, sent: Transit) -> bool:
+    return brought.received_ns is not None and sent.sent_ns is not None and brought.received_ns <= sent.sent_ns
+
+
+def _hops_and_rest(frame: bytes) -> tuple[int, bytes] | None:
+    """The TTL or hop limit, and what no router changes. None for what is not IP, or too short."""
+    kind = frame[12:14]
+    if kind == _IPV4 and len(frame) >= _ETHERNET + 20:
+        start = _ETHERNET + 4 * (frame[_ETHERNET] & 15)
+        hops, protocol, fixed = frame[22], frame[23], frame[_ETHERNET:22]
+        later_fragment = int.from_bytes(frame[20:22], "big") & 0x1FFF
+        end = _ETHERNET + int.from_bytes(frame[16:18], "big")
+    elif kind == _IPV6 and len(frame) >= _ETHERNET + 40:
+        start, hops, protocol, fixed, later_fragment = _ETHERNET + 40, frame[21], frame[20], frame[_ETHERNET:20], 0
+        end = start + int.from_bytes(frame[18:20], "big")
+    else:
+        return None
+    body = frame[start:end]
+    if later_fragment:
+        rest = body
+    elif protocol == 6:  # TCP: without ports and checksum
+        rest = body[4:16] + body[18:]
+    elif protocol == 17:  # UDP: without ports and checksum
+        rest = body[4:6] + body[8:]
+    elif protocol in (1, 58):  # ICMP: without checksum and identifier
+        rest = body[:2] + body[6:]
+    else:
+        rest = body
+    return hops, fixed + bytes([protocol]) + rest
