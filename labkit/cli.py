@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labkit.errors import LabError
+
+if TYPE_CHECKING:
+    from labkit.lab import Lab
 
 PICTURES = (".png", ".svg", ".pdf")  # of labkit.plots.picture, which loads matplotlib
 
@@ -65,11 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     queues.add_argument("--seconds", type=float, default=1.5, help="how long to watch (1.5)")
     queues.add_argument("--plot", type=_picture, metavar="FILE", help="write the picture: .png, .svg or .pdf")
     queues.set_defaults(command=_queues)
+    shell = commands.add_parser("shell", help="a lab, and a prompt on its hosts; without a terminal it reads a script")
+    _lab_options(shell)
+    shell.add_argument("-c", action="append", dest="lines", metavar="LINE", help="do this and end; again for more")
+    shell.set_defaults(command=_shell)
     bench = commands.add_parser("bench", help="how fast the lab is on this machine")
     bench.set_defaults(command=_bench)
     for command in (doctor, race, queues, bench):
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _lab_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rtt-ms", type=float, default=40.0, help="round-trip time of the client's link, ms (40)")
+    command.add_argument("--loss", type=float, default=0.0, help="probability that it loses a frame, 0 to 1 (0)")
+    command.add_argument("--rate-mbps", type=float, help="its rate in Mbit/s; none by default")
+    command.add_argument("--jitter-ms", type=float, default=0.0, help="largest random delay that it adds, ms (0)")
+    command.add_argument("--seed", type=int, default=0, help="of the wire's random decisions (0)")
+    command.add_argument("--host", action="append", default=[], metavar="NAME", help="one more host; again for more")
 
 
 def _picture(name: str) -> Path:
@@ -116,6 +134,25 @@ def _queues(options: argparse.Namespace) -> int:
         plot_queues(filled.history).save(options.plot)
     print(json.dumps(filled.as_dict(), indent=2) if options.json else filled)
     return 0
+
+
+def _lab(options: argparse.Namespace) -> Lab:
+    from labkit.lab import Lab
+
+    names = "rtt_ms", "loss", "rate_mbps", "jitter_ms", "seed"
+    return Lab(**{name: getattr(options, name) for name in names}, hosts=options.host)
+
+
+def _shell(options: argparse.Namespace) -> int:
+    from labkit.shell.console import Console
+
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and what is open is closed
+    terminal = os.isatty(0) and os.isatty(1)
+    with _lab(options) as lab:
+        console = Console(lab, terminal=terminal)
+        if options.lines:
+            return console.follow(options.lines, "{}")
+        return console.interact() if terminal else console.follow(sys.stdin)
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ FLOORS = [
     "doctor",
     "bench",
 ]
-FLOORS += ["cli", "__main__"]
+FLOORS += ["shell", "cli", "__main__"]
 DOORS = {("capture", "plots")}
 
 

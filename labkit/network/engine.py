@@ -40,6 +40,9 @@ class Running(Protocol):
 
     pid: int  # as the engine knows it
 
+    def fileno(self) -> int:
+        """A descriptor that can be read once it has ended."""
+
     def wait(self, timeout_s: float) -> int:
         """Its exit status; negative: the signal that ended it. Raises TimeoutError."""
 
@@ -214,7 +217,9 @@ class Engine(ABC):
     def start_program(
         self, host: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, files: Sequence[int]
     ) -> Running:
-        """Execute a program on a host, with three descriptors as standard input, output and error."""
+        """Execute a program on a host, with three descriptors as standard input, output and error.
+
+        A terminal as standard input becomes that of the program's session."""
 
     @abstractmethod
     def signal_program(self, pid: int, number: int) -> None:

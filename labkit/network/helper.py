@@ -256,6 +256,8 @@ class Helper:
                 setns(host.uts, CLONE_NEWUTS)
             for target, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, target)
+            if os.isatty(0):
+                take_terminal(0)
             # A notebook in the background of a script ignores some by inheritance, and so would the program.
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 signal.signal(number, signal.SIG_DFL)
@@ -317,6 +319,15 @@ class Helper:
                         rpc.answer_one(self.control, self.handlers)
                 except rpc.Disconnected:
                     return
+
+
+def take_terminal(descriptor: int) -> None:
+    """Make it this session's terminal: Ctrl-C and its end are signals to the program. One of another session stays."""
+    import fcntl  # few programs have a terminal, and every lab's start waits for imports
+    import termios
+
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
 def enter_namespaces() -> None:

@@ -185,9 +185,18 @@ class Host:
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
         cwd: str | None = None,
+        files: Sequence[int] | None = None,
     ) -> Program:
-        """Start a program on this host and go on. It ends with the lab at the latest. Raises as ``run`` does."""
-        program = self.program(args, stdin=stdin, env=env, cwd=cwd)
+        """Start a program on this host and go on. It ends with the lab at the latest.
+
+        Args:
+            args, stdin, env, cwd: see ``run``.
+            files: descriptors for its standard input, output and error, which stay yours; nothing is kept of what it
+                says. A terminal as the first becomes the program's own, with Ctrl-C and the like.
+
+        Raises as ``run`` does.
+        """
+        program = self.program(args, stdin=stdin, env=env, cwd=cwd, files=files)
         self.lab.register(program)
         return program
 
@@ -198,10 +207,11 @@ class Host:
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
         cwd: str | None = None,
+        files: Sequence[int] | None = None,
     ) -> Program:
         """As ``start``, but the program is the caller's to close: the lab does not know of it."""
         environment = {**self.lab.program_environment, **(checks.optional(checks.environment, "env", env) or {})}
-        return Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin)
+        return Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin, files=files)
 
     def bound(self, port: int) -> SocketAddress:
         """Where a program on this host has to listen so that others find it at this host's `port`, by TCP and UDP.

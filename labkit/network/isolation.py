@@ -184,6 +184,9 @@ class Spawned:
             status.close()
             raise
 
+    def fileno(self) -> int:
+        return self._status.fileno()
+
     def wait(self, timeout_s: float) -> int:
         self._status.settimeout(timeout_s)
         try:

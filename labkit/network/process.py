@@ -42,7 +42,8 @@ class Completed:
 class Program:
     """A program running on a host. Made by ``host.start``.
 
-    Its output goes to unlinked temporary files, so nothing blocks on a full pipe and nothing is left behind.
+    Its output goes to unlinked temporary files, so nothing blocks on a full pipe and nothing is left behind; or to
+    descriptors of the caller's, three as ``files``, and then nothing is kept here.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class Program:
         *,
         env: dict[str, str],
         cwd: str | None,
-        stdin: bytes | None,
+        stdin: bytes | None = None,
+        files: Sequence[int] | None = None,
     ) -> None:
         words_given = checks.texts("args", args, ["curl", "http://server.lab/"])
         if not words_given:
@@ -72,9 +74,9 @@ class Program:
         with tempfile.TemporaryFile() as words:
             words.write(stdin or b"")
             words.seek(0)
-            files = [words.fileno(), self._out.fileno(), self._err.fileno()]
+            ours = [words.fileno(), self._out.fileno(), self._err.fileno()]
             try:
-                self._running = engine.start_program(host, self.args, environment, where, files)
+                self._running = engine.start_program(host, self.args, environment, where, files or ours)
             except OSError as exc:
                 raise self._not_started(exc, where, environment.get("PATH")) from None
         weakref.finalize(self, self._running.close)
@@ -100,6 +102,10 @@ class Program:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def fileno(self) -> int:
+        """A descriptor that can be read once it has ended; for poll(2), and nothing else."""
+        return self._running.fileno()
 
     @property
     def stdout(self) -> str:
