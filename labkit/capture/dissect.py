@@ -87,13 +87,20 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
                 packet = replace(packet, retransmission=False)
             sendings.add((transit.sent_ns, transit.data))
         packets.append(packet)
-    for packet in read_datagrams([packet for packet in packets if packet.label == "datagram"], secrets):
-        packets[packet.index] = packet
+    datagrams = [each for each in packets if each.headers.protocol == "UDP" and not each.headers.label]
+    if lost_later:
+        datagrams = [replace(each, lost=each.lost or each.index in lost_later) for each in datagrams]
+    for packet in read_datagrams([each for each in datagrams if each.before is None], secrets):
+        packets[packet.index] = replace(packet, lost=packets[packet.index].lost) if lost_later else packet
     for conversation in conversations:
         for index, messages in conversation.messages(secrets).items():
             packets[index] = replace(packets[index], messages=(*packets[index].messages, *messages))
     for index, before in brought_by.items():
-        packets[index] = replace(packets[index], messages=packets[before].messages)
+        here = packets[index]
+        packets[index] = replace(
+            packets[before], index=index, transit=here.transit, headers=here.headers, lost=here.lost, before=before,
+            forwarded_by=here.forwarded_by,
+        )  # fmt: skip
     return packets
 
 

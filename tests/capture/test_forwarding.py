@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -39,6 +40,31 @@ def test_a_datagram_with_another_source_is_the_same_where_all_else_is() -> None:
     assert second.headers.source == "198.51.100.9"
 
 
+@pytest.fixture(scope="module")
+def crossed() -> Iterator[Lab]:
+    with Lab(
+        rtt_ms=4, networks={"inside": ["client", "r1"], "middle": ["r1", "r2"], "outside": ["r2", "server"]}
+    ) as lab:
+        yield lab
+
+
+def test_datagrams_are_named_once_and_their_loss_on_a_later_link_counts(crossed: Lab) -> None:
+    with crossed.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs:
+        theirs.bind(("", 9))
+        with crossed.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
+            with crossed.capture() as capture, crossed.wire.drop(source="r2/outside", count=1):
+                for data in (b"lost", b"found"):
+                    ours.sendto(data, (crossed.server.ip, 9))
+                theirs.settimeout(10)
+                assert theirs.recv(100) == b"found"
+    said = [(packet.messages[0].data, packet.forwarded_by, packet.lost) for packet in capture.messages]
+    assert sorted(said) == [
+        (b"found", (), False), (b"found", ("r1",), False), (b"found", ("r1", "r2"), False),
+        (b"lost", (), False), (b"lost", ("r1",), False), (b"lost", ("r1", "r2"), True),
+    ]  # fmt: skip
+    assert all(packet.messages[0].first in (0, 1) for packet in capture.messages)
+
+
 def test_hostile_frames_are_no_routers() -> None:
     for data in (
         b"",
@@ -52,25 +78,20 @@ def test_hostile_frames_are_no_routers() -> None:
             assert find_forwarded([Transit(1, 2, "a", "b", data), Transit(3, 4, "b", "c", longer)]) == {}
 
 
-@pytest.fixture(scope="module")
-def crossed() -> Lab:
-    return Lab(rtt_ms=4, networks={"inside": ["client", "r1"], "middle": ["r1", "r2"], "outside": ["r2", "server"]})
-
-
 def test_a_request_over_two_routers_is_one_request(crossed: Lab) -> None:
-    with crossed as lab:
-        with lab.server:
-            listener = socket.create_server(("", 80))
-        with lab.capture() as capture, lab.wire.drop(source="r2/outside", payload=True, count=1):
-            with lab.client:
-                client = socket.create_connection(("server.lab", 80))
-            client.sendall(b"GET / HTTP/1.1\r\nHost: server\r\n\r\n")
-            server, _ = listener.accept()
-            assert server.recv(1000)
-            server.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            assert client.recv(1000)
-        for each in (client, server, listener):
-            each.close()
+    lab = crossed
+    with lab.server:
+        listener = socket.create_server(("", 80))
+    with lab.capture() as capture, lab.wire.drop(source="r2/outside", payload=True, count=1):
+        with lab.client:
+            client = socket.create_connection(("server.lab", 80))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: server\r\n\r\n")
+        server, _ = listener.accept()
+        assert server.recv(1000)
+        server.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        assert client.recv(1000)
+    for each in (client, server, listener):
+        each.close()
     syn = [(packet.transit.source, packet.forwarded_by) for packet in capture.messages if packet.flags == {"SYN"}]
     assert syn == [("client", ()), ("r1", ("r1",)), ("r2", ("r1", "r2"))]
     requests = [packet for packet in capture.messages if packet.payload and packet.from_client]
