@@ -61,7 +61,7 @@ def _watch():
         seen.add(name)
         write(sysctl, name, value)
 
-    def watched_start(server, *args, fast_open, **kwargs):
+    def watched_start(server, *args, fast_open=False, **kwargs):
         if fast_open:
             seen.add("fast_open")
         start(server, *args, fast_open=fast_open, **kwargs)

@@ -36,7 +36,7 @@ class ThreadedServer(Server):
     """
 
     def __init__(
-        self, host: HostLike, port: int, *, scheme: str, name: str | None, backlog: int, fast_open: bool
+        self, host: HostLike, port: int, *, scheme: str, name: str | None, backlog: int, fast_open: bool = False
     ) -> None:
         super().__init__(host, port, scheme=scheme, name=name)
         self.backlog = checks.whole("backlog", backlog, 0, 2**31 - 1)
