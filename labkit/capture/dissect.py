@@ -94,7 +94,8 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
         packets[packet.index] = replace(packet, lost=packets[packet.index].lost) if lost_later else packet
     for conversation in conversations:
         for index, messages in conversation.messages(secrets).items():
-            packets[index] = replace(packets[index], messages=(*packets[index].messages, *messages))
+            if messages:
+                packets[index] = replace(packets[index], messages=(*packets[index].messages, *messages))
     for index, before in brought_by.items():
         here = packets[index]
         packets[index] = replace(

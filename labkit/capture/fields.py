@@ -42,7 +42,10 @@ class Cursor:
 
 def printable(data: bytes, limit: int = 80) -> str:
     """Bytes from the network as text that is safe to show: one line, no control characters."""
-    return shortened("".join(c if c.isprintable() else "?" for c in data[: limit + 1].decode("latin-1")), limit)
+    text = data[: limit + 1].decode("latin-1")
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "?" for c in text)
+    return shortened(text, limit)
 
 
 def shortened(text: str, limit: int = 80) -> str:

@@ -133,8 +133,11 @@ class Side:
     def leave(self, length: int) -> None:
         """Take bytes that no message is named for: "data", one for each segment or record."""
         for piece, begin, end in self._cut(length):
+            whole = end - begin == len(piece.data)
             self.found.append(
-                replace(
+                piece
+                if whole
+                else replace(
                     piece,
                     detail=data_detail(end - begin, piece.level, piece.rejected),
                     start=_start(piece, begin),

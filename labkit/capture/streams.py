@@ -23,6 +23,9 @@ class Ranges:
         """Add the range ``[start, end)`` and return the parts of it that were new."""
         if start >= end:
             return []
+        if self._ends and start == self._ends[-1]:  # the next in order, as nearly always
+            self._ends[-1] = end
+            return [(start, end)]
         # The ranges i..j-1 touch or overlap the new one, and will be merged with it.
         i, j = bisect_left(self._ends, start), bisect_right(self._starts, end)
         new, position = [], start
@@ -65,6 +68,13 @@ class Chunk:
     start: int
     data: bytes
     parts: tuple[Segment, ...]
+    starts: tuple[int, ...]  # of the parts
+
+    @classmethod
+    def of(cls, parts: Sequence[Segment]) -> Chunk:
+        """Make a chunk of segments, each of which begins where the one before ends."""
+        starts = tuple(part.start for part in parts)
+        return cls(starts[0], b"".join(part.data for part in parts), tuple(parts), starts)
 
     @property
     def end(self) -> int:
@@ -72,9 +82,11 @@ class Chunk:
 
     def packets(self, start: int, end: int) -> tuple[int, int]:
         """Return the first and the last packet that brought bytes of ``[start, end)`` (stream offsets)."""
-        first = bisect_right(self.parts, start, key=lambda part: part.end)
-        beyond = bisect_left(self.parts, end, key=lambda part: part.start)
-        indexes = [part.index for part in self.parts[first:beyond]] or [self.parts[-1].index]
+        first = max(bisect_right(self.starts, start) - 1, 0)
+        beyond = max(bisect_left(self.starts, end), first + 1)
+        if beyond == first + 1:
+            return self.parts[first].index, self.parts[first].index
+        indexes = [part.index for part in self.parts[first:beyond]]
         return min(indexes), max(indexes)
 
 
@@ -102,7 +114,7 @@ class Stream:
         for number, part in enumerate(parts):
             run.append(part)
             if number + 1 == len(parts) or parts[number + 1].start > part.end:
-                chunks.append(Chunk(run[0].start, b"".join(part.data for part in run), tuple(run)))
+                chunks.append(Chunk.of(run))
                 run = []
         return chunks
 
