@@ -181,7 +181,7 @@ class PostgreSQL(StreamProtocol):
         elif read := _WORDS.get(name):
             said = read(body)
         detail = said or f"{length} bytes"
-        label = f"{name}: {said}" if said else ""
+        label = f"{name}: {said}" if said and name not in _LONG else ""
         side.take(length, _NAME, name, detail, role=kind.role, label=label, **more)
 
 
@@ -260,5 +260,8 @@ _WORDS: dict[str, Callable[[bytes], str]] = {
     "NotificationResponse": _notification,
     "CopyFail": lambda body: _text(body.rstrip(_NUL)),
 }
+
+# What a server says many of at once: a label has the name alone.
+_LONG = frozenset({"ParameterStatus"})
 
 STREAM = PostgreSQL
