@@ -190,15 +190,22 @@ class Dissected:
 
     @property
     def parts(self) -> list[str]:
-        """The words of ``what``, one for each message or QUIC packet; "…" after a message that goes on."""
+        """The words of ``what``, one for each message or QUIC packet; "…" after a message that goes on.
+
+        Messages that follow each other and are shown alike are counted: "DataRow ×3".
+        """
         if self._is_quic:
             return self._quic_parts()
         parts = [] if self.label in ("data", "datagram") and self.messages else [self.label]
-        for message in self.messages:
-            if message.protocol != "TCP":
-                early = message.level == "early" and message.name != "EndOfEarlyData"
-                parts.append(("early data: " if early else "") + self._shown(message))
+        texts = (self._early(message) for message in self.messages if message.protocol != "TCP")
+        for text, same in groupby(texts):
+            count = len(list(same))
+            parts.append(f"{text} ×{count}" if count > 1 else text)
         return parts
+
+    def _early(self, message: Message) -> str:
+        early = message.level == "early" and message.name != "EndOfEarlyData"
+        return ("early data: " if early else "") + self._shown(message)
 
     def _shown(self, message: Message) -> str:
         goes_on = message.first < self.index <= message.last

@@ -127,7 +127,7 @@ class Amqp(StreamProtocol):
             name = f"{_CLASSES.get(numbers[0], str(numbers[0]))}.{short}"
             role, found = _role(name, short), _read(body[4:], arguments)
             words = ", ".join(f"{key.replace('_', ' ')} {value!r}" for key, value in found.items())
-            said = _said(short, found)
+            said = _said(found)
             more["label"] = f"{name}{f' {channel}' if channel else ''}{f': {said}' if said else ''}"
         elif kind == _CONTENT_HEADER:
             words = f"{int.from_bytes(body[4:12], 'big')} bytes of body"
@@ -185,15 +185,16 @@ def _read(data: bytes, arguments: str) -> dict[str, Any]:
     return found
 
 
-def _said(short: str, found: dict[str, Any]) -> str:
+def _said(found: dict[str, Any]) -> str:
     """What a label says of a method: "#5 orders new" of a delivery."""
     tag = f"#{found['tag']}" if "tag" in found else ""
     if found.get("multiple"):
         tag += " and all before"
-    words = [tag, *(str(found.get(key, "")) for key in ("code", "exchange", "destination", "source", "queue"))]
+    words = [
+        tag,
+        *(str(found.get(key, "")) for key in ("code", "queue", "exchange", "destination", "source", "prefetch")),
+    ]
     words += [str(found.get("text" if "code" in found else "routing_key", ""))]
-    if short in ("Qos", "Consume", "ConsumeOk", "Cancel", "CancelOk"):
-        words += [str(found.get("prefetch", found.get("consumer", "")))]
     return " ".join(word for word in words if word)
 
 
