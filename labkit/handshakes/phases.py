@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.capture.messages import Dissected, Flow, Message
+from labkit.capture.messages import Dissected, Flow, Message, Role
 from labkit.errors import MeasurementFailed
 
 
@@ -130,11 +130,7 @@ def timeline(packets: Sequence[Dissected]) -> Timeline:
     # A lost packet lists the request as well as the one that brought it in the end: the first sending counts.
     asking = next((packet for packet in packets if next(_requests([packet]), None)), None)
     response = next(
-        (
-            m
-            for p, m in _messages(packets)
-            if not p.from_client and (_on_request_stream(m) if quic else m.role == "response")
-        ),
+        (m for p, m in _messages(packets) if not p.from_client and _says(m, "response")),
         None,
     )
     if first is None or payload is None or asking is None or response is None:
@@ -170,9 +166,7 @@ def evidence(line: Timeline) -> dict[str, Any]:
     packets = line.packets
     by_index = {packet.index: packet for packet in packets}
     finished = next((m for p, m in _messages(packets) if p.from_client and m.name == "Finished"), None)
-    response = next(
-        m for p, m in _messages(packets) if not p.from_client and (_on_request_stream(m) or m.role == "response")
-    )
+    response = next(m for p, m in _messages(packets) if not p.from_client and _says(m, "response"))
     answered_ns = by_index[response.first].transit.time_ns
     finished_ns = by_index[finished.last].transit.received_ns if finished is not None else None
     syn_payload, acknowledged = _syn_data(packets)
@@ -207,12 +201,12 @@ def _messages(packets: Sequence[Dissected]) -> Iterator[tuple[Dissected, Message
 
 
 def _requests(packets: Sequence[Dissected]) -> Iterator[Message]:
-    return (m for p, m in _messages(packets) if p.from_client and (_on_request_stream(m) or m.role == "request"))
+    return (m for p, m in _messages(packets) if p.from_client and _says(m, "request"))
 
 
-def _on_request_stream(message: Message) -> bool:
-    """A STREAM frame of stream 0, the first that an HTTP/3 client opens for a request (RFC 9114, section 6.1)."""
-    return message.protocol == "QUIC" and message.stream == 0
+def _says(message: Message, role: Role) -> bool:
+    """Whether it is the request or the response; over QUIC without HTTP/3, what stands in stream 0 is."""
+    return message.role == role or (message.protocol == "QUIC" and message.stream == 0)
 
 
 def _syn_data(packets: Sequence[Dissected]) -> tuple[int, int]:
