@@ -23,6 +23,7 @@ from labkit.network.netlink import (
 from labkit.network.process import Completed, Program
 
 if TYPE_CHECKING:
+    from labkit.network.nat import Nat
     from labkit.network.routes import Routes
 
 FORWARDING6 = "net.ipv6.conf.all.forwarding"
@@ -138,6 +139,30 @@ class Host:
             except OSError as exc:
                 self.engine.refused[FORWARDING6] = exc.strerror or str(exc)
         self._forwarding = on
+
+    def nat(self, kind: str = "port restricted cone", *, outside: str | None = None, timeout_s: float = 120.0) -> Nat:
+        """Translate addresses on this router: all behind it share its address on one network. IPv4 alone.
+
+        It is a process of ours on the host, and needs no module of the kernel. From now on the host itself has no
+        address of its own outside. Called again, it takes the place of what runs: another kind, no mappings.
+
+        Args:
+            kind: "full cone", "restricted cone", "port restricted cone" or "symmetric" (RFC 3489 section 5): who may
+                send to a mapping, and, for a symmetric one, that each destination gets a mapping of its own.
+            outside: name of the network; by default that of the host's last interface.
+            timeout_s: how long an unused mapping of UDP or ICMP lasts, seconds.
+
+        Returns:
+            the translation, with ``.mappings``, ``.public_ip`` and ``.close()``; a context manager, too.
+
+        Raises:
+            InvalidValue: no such kind or network, or a host on one network. NotReady, MeasurementFailed: no start.
+        """
+        from labkit.network.nat import start_nat
+
+        nat = start_nat(self, kind, outside, timeout_s)
+        self.lab.register(nat, f"address translation on {self.name}")
+        return nat
 
     def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int:
         """A socket of this host as a bare descriptor, which the caller owns. Raises the kernel's own OSError."""

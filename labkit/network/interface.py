@@ -28,6 +28,7 @@ class Interface:
 
     def __init__(self, engine: Engine, label: str, address: Address, network: str) -> None:
         self._engine, self.label, self.network = engine, label, network
+        self._subnet = address.subnet
         self.host, self.name, self.index = address.name, address.device, address.device_index
         self.ip, self.ip6, self.number, self.wire_index = (
             address.ip, address.ip6, address.number, address.interface_index,
@@ -40,6 +41,11 @@ class Interface:
     def link(self) -> Link:
         """The link between this interface and the middle of its network."""
         return self._engine.links[self.label]
+
+    @property
+    def prefix_bits(self) -> int:
+        """Length of the IPv4 prefix of its network."""
+        return self._engine.subnets[self._subnet].bits
 
     def set_link(self, *, seed: int | None = None, **changes: Any) -> Link:
         """Change the link while it runs. Arguments, result and errors as of ``Host.set_link``."""

@@ -17,12 +17,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from labkit import checks
 from labkit.errors import InvalidValue, LabClosed
 from labkit.network.engine import Named, OnHost
-from labkit.network.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, RouteSocket, attribute, attributes
+from labkit.network.netlink import (
+    IFLA_IFNAME,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_REPLACE,
+    RouteSocket,
+    attribute,
+    attributes,
+    link_header,
+)
 
 if TYPE_CHECKING:
     from labkit.network.interface import Interface
 
-RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_GETLINK, RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 18, 24, 25, 26
 RT_TABLE_MAIN, RTPROT_STATIC, RTM_F_CLONED = 254, 4, 0x200
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
@@ -196,7 +205,10 @@ class Routes:
         return [route for route in self if target.version == route.prefix.version and target in route.prefix]
 
     def _devices(self) -> dict[int, str]:
-        return {each.index: each.name for each in self._host.interfaces.values()} | {1: "lo"}
+        with self._open() as netlink:
+            links = list(netlink.ask(RTM_GETLINK, link_header(), NLM_F_DUMP))
+        names = {struct.unpack_from("=i", body, 4)[0]: attributes(body[16:])[IFLA_IFNAME] for body in links}
+        return {index: name.rstrip(b"\0").decode() for index, name in names.items()}
 
     def _address(self, of: Named | str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         text = str(of if isinstance(of, str) else getattr(of, "ip", of))
