@@ -13,6 +13,7 @@ import aiormq
 import pamqp.commands
 import pytest
 from dialogues import labels, read
+from parts import from_packet
 
 from labkit import Captured, Lab
 from labkit.capture.protocols.amqp import _CLASSES, _METHODS
@@ -61,13 +62,8 @@ KINDS = {"Heartbeat": 8, "ContentHeader": 2, "ContentBody": 3}
 
 def named(capture: Captured) -> list[tuple[int, int, str, int]]:
     """Packet in which a message ends, frame type, "class.method" by name, and channel, of each message once."""
-    return [each for each, _ in sent(capture)]
-
-
-def sent(capture: Captured) -> list[tuple[tuple[int, int, str, int], bool]]:
-    """The same, and whether the client sent it."""
     return [
-        ((p.index + 1, KINDS.get(m.name, 1), "" if m.name in KINDS else m.name, m.stream or 0), p.from_client)
+        (p.index + 1, KINDS.get(m.name, 1), "" if m.name in KINDS else m.name, m.stream or 0)
         for p in capture.messages
         for m in p.messages
         if m.protocol == "AMQP" and m.last == p.index and m.name != "ProtocolHeader"
@@ -119,13 +115,8 @@ def test_from_the_middle_on(captured: Captured) -> None:
     """A capture that begins with any method of the client names it, and all that follows, as the whole one does."""
     begins = [p for p in captured.messages if p.from_client and any(m.role == "request" for m in p.messages)]
     for begin in begins:
-        frames = [frame for frame in captured.frames if frame.time_ns >= begin.transit.time_ns]
-        part = Captured(frames, hosts=captured.hosts, at="wire", tier="kernel")
-        for side in (True, False):
-            whole = [each[1:] for each, from_client in sent(captured) if from_client == side and each[0] > begin.index]
-            rest = [each[1:] for each, from_client in sent(part) if from_client == side]
-            # What had been sent before, and was on its way, may be there, too.
-            assert rest[-len(whole) :] == whole and len(rest) <= len(whole) + 10
+        part = from_packet(captured, begin.index)
+        assert [each for _, *each in named(part)] == [each for number, *each in named(captured) if number > begin.index]
 
 
 def test_the_numbers_are_those_of_the_specification() -> None:

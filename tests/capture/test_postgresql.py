@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from dialogues import labels, read
+from parts import from_packet
 
 from labkit import Captured, Lab
 from labkit.services import PostgreSQL
@@ -166,8 +167,7 @@ def test_from_the_middle_on(captured: dict[str, Captured], name: str) -> None:
     asking = [p for p in whole.messages if any(m.name in ("Query", "Parse") and m.first == p.index for m in p.messages)]
     assert len(asking) > 4
     for begin in asking:
-        frames = [frame for frame in whole.frames if frame.time_ns >= begin.transit.time_ns]
-        part = Captured(frames, hosts=whole.hosts, at="wire", tier="kernel")
+        part = from_packet(whole, begin.index)
         assert [each for _, each in named(part)] == [each for number, each in named(whole) if number > begin.index]
 
 
