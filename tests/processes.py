@@ -1,9 +1,12 @@
-"""The processes of a lab, found on this machine."""
+"""Processes: those of a lab, found on this machine; one that runs as somebody else."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+# As another user, who has no rights over this machine: root outside for files, nobody's capabilities inside.
+ORDINARY = ("unshare", "-U", "--map-user=1000", "--map-group=1000")
 
 
 def processes_of(directory: object) -> dict[int, str]:

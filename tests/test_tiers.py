@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 from notebook_run import SYSCTLS, Notebook
+from processes import ORDINARY
 
 from book import Section, contents
 
@@ -40,8 +41,6 @@ FACILITIES = {
     "sockets that share a port, BPF, signals": "04_execution/09_sharding",
 }
 
-# As another user, who has no rights over this machine: root outside for files, nobody's capabilities inside.
-ORDINARY = ("unshare", "-U", "--map-user=1000", "--map-group=1000")
 # An ordinary user again: root without capabilities may not even map itself (CAP_SETFCAP, user_namespaces(7)).
 FIXED = f'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec {" ".join(ORDINARY)} "$@"'
 NONE = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'

@@ -6,14 +6,16 @@ import _socket
 import contextlib
 import json
 import os
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from labkit.errors import LabClosed
+from labkit.errors import LabClosed, NameTaken
 from labkit.loopback.frames import Endpoint
-from labkit.loopback.relay import LOOPBACK_ADDRESS
+from labkit.loopback.ports import LOOPBACK_ADDRESS, free_pair, taken
 from labkit.network import addresses, engine
+from labkit.network.engine import SocketAddress
 
 ANSWER_TIMEOUT_S = 20.0
 Address = tuple[str, int]  # of the lab
@@ -87,6 +89,8 @@ class Bindings:
         self._real_ports: dict[tuple[int, Endpoint], int] = {}  # by kind of socket and endpoint
         self._addresses: dict[tuple[int, int], Address] = {}  # and the way back: by kind and real port
         self._behind: dict[int, Address] = {}  # by mouth: who speaks through it
+        self._reserved: dict[Endpoint, Any] = {}  # sockets that keep a port free until a program is started
+        self._handed_out: dict[int, set[int]] = {}  # by host: real ports that its programs were given
 
     def real_port(self, kind: int, endpoint: Endpoint) -> int:
         """Where an endpoint is bound; 0, which nobody listens on, for one that is not."""
@@ -106,6 +110,54 @@ class Bindings:
     def listen(self, endpoint: Endpoint, real_port: int) -> None:
         """It listens from now on."""
         self._told("listen", endpoint, real_port)
+
+    def bound(self, endpoint: Endpoint) -> SocketAddress:
+        """A free port on which a program is to listen as `endpoint`. The same one as long as it stands for that.
+
+        Raises:
+            NameTaken: a socket of this process listens at the endpoint.
+        """
+        real_port = self.real_port(socket.SOCK_STREAM, endpoint)
+        if real_port not in self._handed_out.get(endpoint.number, ()):
+            if real_port and taken(socket.SOCK_STREAM, real_port, reuse=1):
+                name = next(host.name for host in self.hosts.values() if host.number == endpoint.number)
+                raise NameTaken(f"port {endpoint.port} on {name} is taken: close what listens there, or use another")
+            self._reserved[endpoint], datagrams = free_pair()
+            real_port = int(self._reserved[endpoint].getsockname()[1])
+            datagrams.close()
+            address = addresses.ipv4(endpoint.number), endpoint.port
+            self.bind(socket.SOCK_STREAM, endpoint, real_port, address)
+            self.bind(socket.SOCK_DGRAM, endpoint, real_port, address)
+            self._told("program", endpoint, real_port)
+            self._handed_out.setdefault(endpoint.number, set()).add(real_port)
+        return SocketAddress(LOOPBACK_ADDRESS, real_port)
+
+    def door(self, number: int, server: Endpoint) -> SocketAddress:
+        """Where programs of a host find an endpoint: of another host through the relay, their own at its real port."""
+        if number == server.number:
+            real_port = self.real_port(socket.SOCK_STREAM, server)
+            port = real_port or self.bound(server).port
+        else:
+            request = {"op": "door", "from": number, "number": server.number, "port": server.port}
+            port = int(self.relay.ask(request)["port"])
+        self._handed_out.setdefault(number, set()).add(port)
+        return SocketAddress(LOOPBACK_ADDRESS, port)
+
+    def for_a_program(self, number: int, words: Iterable[str]) -> bool:
+        """Whether a program's arguments or variables hold an address that its host was given. It may have it now."""
+        given = self._handed_out.get(number, set())
+        named = given & {int(digits) for word in words for digits in re.findall(r"\b\d{1,5}\b", word)}
+        for endpoint, reserved in list(self._reserved.items()):
+            if self.real_port(socket.SOCK_STREAM, endpoint) in named:
+                reserved.close()
+                del self._reserved[endpoint]
+        return bool(named)
+
+    def close(self) -> None:
+        """Let go of the ports that are kept free."""
+        for reserved in self._reserved.values():
+            reserved.close()
+        self._reserved.clear()
 
     def open(self, client: Endpoint, server: Endpoint, real_port: int) -> Any:
         """Let the relay open a connection, whose client has connected to `stream_port`. See RelayClient.answer."""

@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from labkit import child
 from labkit.errors import LabClosed, NotAvailableHere, NotReady
 from labkit.loopback import sockets
 from labkit.loopback.bindings import Bindings, RelayClient
-from labkit.loopback.relay import LOOPBACK_ADDRESS, RECORD, START_TIMEOUT_S
+from labkit.loopback.frames import Endpoint
+from labkit.loopback.ports import LOOPBACK_ADDRESS
+from labkit.loopback.programs import Kept
+from labkit.loopback.relay import RECORD, START_TIMEOUT_S
 from labkit.network import sockets as network_sockets
 from labkit.network.addresses import Subnet
-from labkit.network.engine import Address, Engine, Running
+from labkit.network.engine import Address, Engine, Running, SocketAddress
 from labkit.network.link import Rule
 from labkit.network.ring import RingFrame
 from labkit.network.tiers import LOOPBACK
@@ -46,6 +49,7 @@ class Loopback(Engine):
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         self._relay = child.start("labkit.loopback.relay", directory, seed, **pipes)
         self._life: Any = None
+        self._programs: dict[int, Kept] = {}  # by process id
         network_sockets.install(sockets.LAYER)
         try:
             self.relay.control_port, stream_port = self._ports()
@@ -78,7 +82,7 @@ class Loopback(Engine):
 
     @property
     def first_pid(self) -> int:
-        """Process id of the relay, the only process."""
+        """Process id of the relay, the only process beside those of programs."""
         return self._relay.pid
 
     # What is asked of every engine.
@@ -108,11 +112,33 @@ class Loopback(Engine):
     def write_file(self, host: str, path: str, text: str) -> None:
         raise _needs_kernel("the settings of a host's kernel cannot be changed")
 
-    def start_program(self, *_: object) -> Running:
-        raise _needs_kernel("a program cannot be run on a host")
+    def start_program(
+        self, host: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, files: Sequence[int]
+    ) -> Running:
+        """A program that was given addresses of this tier; no other, because it would be on the machine's network."""
+        self.check_open()
+        if not self.bindings.for_a_program(self.hosts[host].number, [*argv, *env.values()]):
+            raise _needs_kernel(
+                "a program runs on a host only with an address that host.bound(port) or host.door(server, port) gave, "
+                "in its arguments or variables,"
+            )
+        self._programs = {pid: kept for pid, kept in self._programs.items() if not kept.over}
+        kept = Kept(self.directory, argv, env, cwd, files)
+        self._programs[kept.pid] = kept
+        return kept
 
     def signal_program(self, pid: int, number: int) -> None:
-        raise _needs_kernel("a program cannot be run on a host")
+        self.check_open()
+        if (kept := self._programs.get(pid)) is not None:
+            kept.signal(number)
+
+    def bound(self, host: str, port: int) -> SocketAddress:
+        self.check_open()
+        return self.bindings.bound(Endpoint(self.hosts[host].number, port))
+
+    def door(self, host: str, target: str, port: int) -> SocketAddress:
+        self.check_open()
+        return self.bindings.door(self.hosts[host].number, Endpoint(self.hosts[target].number, port))
 
     def add_rule(self, rule: Rule) -> int:
         """A rule that drops some TCP segments and not all is refused: nobody would repair it."""
@@ -133,6 +159,8 @@ class Loopback(Engine):
         if not self.closed:
             network_sockets.uninstall(sockets.LAYER)
         self.closed = self.relay.closed = True
+        for kept in list(self._programs.values()):
+            kept.end()  # in a forked child this lets go of it, and ends nothing
         if self._life is not None:
             self._life.close()
         for pipe in (self._relay.stdin, self._relay.stdout, self._relay.stderr):

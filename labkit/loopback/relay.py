@@ -7,6 +7,8 @@ it reads from sockets, and what is due it turns back into bytes::
 
 - A TCP connection of the lab is two connections of this machine, one on each side of the relay. Opening it takes a SYN
   to the server's host, a SYN-ACK back (or a RST where nobody listens) and an ACK, each held as any frame.
+- A program cannot be taught the lab's addresses. It listens on a port of 127.0.0.1 that is told to the relay, or comes
+  through a door (labkit.loopback.doors).
 - A datagram for an endpoint goes to a socket that stands for it, its *mouth*: what others send to an endpoint they
   send to its mouth, and what comes from its mouth was sent by it.
 - TCP is not lost, doubled or reordered here, because nobody would repair it: a link's loss is for UDP. A rule that
@@ -37,6 +39,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+from labkit.loopback.doors import READ_BYTES, Door
 from labkit.loopback.frames import (
     ACK,
     FIN,
@@ -52,12 +55,11 @@ from labkit.loopback.frames import (
     tcp_frame,
     udp_frame,
 )
+from labkit.loopback.ports import LOOPBACK_ADDRESS, taken
 from labkit.network.wire import AWAKE_NS, Port, Wire
 
-LOOPBACK_ADDRESS = "127.0.0.1"
 START_TIMEOUT_S = 20.0
 LOOK_EVERY_S = 1.0
-READ_BYTES = 1 << 16
 IN_FLIGHT_BYTES = 5 << 20  # of one connection and direction, as on a lab's hosts that have a kernel
 DATAGRAM_BUFFER_BYTES = 4 << 20
 MAX_REQUEST_BYTES = 1 << 16
@@ -246,9 +248,10 @@ class End:
 class Connection:
     """A TCP connection of the lab."""
 
-    def __init__(self, relay: Relay, client: End, server: End, request: Request) -> None:
-        self.relay, self.ends, self.request = relay, (client, server), request
-        request.forget = self.drop
+    def __init__(self, relay: Relay, client: End, server: End, answer: Callable[[Reply], None]) -> None:
+        self.relay, self.ends, self.answer = relay, (client, server), answer
+        if (old := relay.connections.get((client.endpoint, server.endpoint))) is not None:
+            old.drop(reset=True)
         relay.connections[client.endpoint, server.endpoint] = self
         self.emit(client, SYN)
         client.next_seq += 1
@@ -268,7 +271,7 @@ class Connection:
         seq = int.from_bytes(frame[38:42], "big")
         if flags & RST:
             if client.state is State.HELD:
-                self.request.answer({"errno": errno.ECONNREFUSED, "error": "refused"})
+                self.answer({"errno": errno.ECONNREFUSED, "error": "refused"})
             self.drop(reset=True)
             return
         if flags & SYN:
@@ -277,7 +280,7 @@ class Connection:
                 self.answer_syn(server)
             else:
                 self.emit(client, ACK)
-                self.request.answer({})
+                self.answer({})
                 if client.state is State.HELD:
                     client.become(State.OPEN)
                 self.watch(client)
@@ -293,7 +296,7 @@ class Connection:
             self.write(receiver)
 
     def answer_syn(self, server: End) -> None:
-        if server.endpoint in self.relay.listeners:
+        if self.relay.listens(server.endpoint):
             self.emit(server, SYN | ACK)
             server.next_seq += 1
         else:
@@ -417,6 +420,8 @@ class Relay(Wire):
             int, socket.socket
         ] = {}  # by the client's port: connections whose request is still to come
         self.listeners: dict[Endpoint, int] = {}  # the real port of a TCP listener
+        self.programs: set[Endpoint] = set()  # those that are a program's, which may listen there or not
+        self.doors: dict[tuple[int, Endpoint], Door] = {}  # by host and where they lead
         self.connections: dict[tuple[Endpoint, Endpoint], Connection] = {}
         self.peers: dict[int, Endpoint] = {}  # by the relay's port towards a server: the client behind it
         self.bound: dict[Endpoint, int] = {}  # the real port of a UDP socket
@@ -470,8 +475,11 @@ class Relay(Wire):
             self.unwatch(request.sock)
             self.taps.add(Tap(self, request.sock, message["host"]))
             return None
-        if operation == "listen":
+        if operation in ("listen", "program"):
             self.listeners[endpoint] = message["real"]
+            (self.programs.add if operation == "program" else self.programs.discard)(endpoint)
+        elif operation == "door":
+            return {"port": self.door(message["from"], endpoint)}
         elif operation == "close":
             self.serve(0)  # what it sent before is on its way
             self.close_endpoint(endpoint, message["real"])
@@ -497,24 +505,51 @@ class Relay(Wire):
         sock = self.strangers.pop(real_port, None)
         if sock is None:
             return {"errno": errno.ECONNABORTED, "error": "the connection to the relay has gone"}
-        if (old := self.connections.get((client, server))) is not None:
-            old.drop(reset=True)
-        Connection(self, End(client, sock), End(server, None), request)
+        request.forget = Connection(self, End(client, sock), End(server, None), request.answer).drop
         return None
+
+    def connect(self, client: Endpoint, server: Endpoint, sock: socket.socket) -> None:
+        """A program has come through a door. Nobody waits for an answer: its connection breaks where there is none."""
+        sock.setblocking(False)
+        without_delay(sock)
+        Connection(self, End(client, sock), End(server, None), lambda reply: None)
+
+    def door(self, number: int, server: Endpoint) -> int:
+        """The port of the door by which programs of a host reach an endpoint."""
+        if (number, server) not in self.doors:
+            self.doors[number, server] = Door(self, number, server)
+        return self.doors[number, server].port
+
+    def listens(self, endpoint: Endpoint) -> bool:
+        """Whether somebody listens at an endpoint. A program says nothing to the notebook: the kernel is asked."""
+        real_port = self.listeners.get(endpoint)
+        if real_port is None:
+            return False
+        return endpoint not in self.programs or taken(socket.SOCK_STREAM, real_port, reuse=1)
 
     def close_endpoint(self, endpoint: Endpoint, real_port: int) -> None:
         """A socket that was bound has been closed; only if no other has taken its place."""
         if self.listeners.get(endpoint) == real_port:
             del self.listeners[endpoint]
+            self.programs.discard(endpoint)
         if self.bound.get(endpoint) == real_port:
             del self.bound[endpoint]
             self.senders.pop(real_port, None)
-            self.unused.append(endpoint)
-            if len(self.unused) > SPARE_MOUTHS:
-                oldest = self.unused.popleft()
-                if oldest not in self.bound and (mouth := self.mouths.pop(oldest, None)) is not None:
-                    self.unwatch(mouth)
-                    mouth.close()
+            self.spare_mouth(endpoint)
+
+    def lend_mouth(self, endpoint: Endpoint) -> None:
+        """For a program that sends datagrams, and says nothing when it does so no more."""
+        self.mouth(endpoint)
+        self.spare_mouth(endpoint)
+
+    def spare_mouth(self, endpoint: Endpoint) -> None:
+        """Its mouth may still have something to deliver, and goes when others need the room."""
+        self.unused.append(endpoint)
+        if len(self.unused) > SPARE_MOUTHS:
+            oldest = self.unused.popleft()
+            if oldest not in self.bound and (mouth := self.mouths.pop(oldest, None)) is not None:
+                self.unwatch(mouth)
+                mouth.close()
 
     def mouth(self, endpoint: Endpoint) -> int:
         """The port of the socket that stands for a UDP endpoint."""
@@ -583,6 +618,8 @@ class Relay(Wire):
         elif (real_port := self.bound.get(destination)) is not None and source in self.mouths:
             with contextlib.suppress(BlockingIOError, ConnectionError):
                 self.mouths[source].sendto(frame[UDP_START:], (LOOPBACK_ADDRESS, real_port))
+        elif (door := self.doors.get((number, source))) is not None and destination in self.mouths:
+            door.deliver(destination, frame[UDP_START:])
 
     def copy(self, number: int, sent: bool, frame: bytes) -> None:
         for tap in self.taps:

@@ -22,7 +22,7 @@ from typing import Any
 
 from labkit.loopback.bindings import Address, Bindings, RelayClient
 from labkit.loopback.frames import Endpoint
-from labkit.loopback.relay import LOOPBACK_ADDRESS
+from labkit.loopback.ports import LOOPBACK_ADDRESS, taken
 from labkit.network import addresses
 from labkit.network.sockets import Layer, find, unknown
 
@@ -123,7 +123,7 @@ def _bind_to(self: socket.socket, place: Place, name: str, port: int) -> None:
     if real_port:
         shared = hasattr(socket, "SO_REUSEPORT") and self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
         reuse = self.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-        if not shared and _taken(place.kind, real_port, reuse):
+        if not shared and taken(place.kind, real_port, reuse):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         if not shared:
             real_port = 0
@@ -134,19 +134,6 @@ def _bind_to(self: socket.socket, place: Place, name: str, port: int) -> None:
     place.address = "0.0.0.0" if name in ANY else name if name.startswith("127.") else place.ip, place.endpoint.port
     seen = place.ip if name in ANY else place.address[0], place.endpoint.port
     place.bindings.bind(place.kind, place.endpoint, real_port, seen)
-
-
-def _taken(kind: int, real_port: int, reuse: int) -> bool:
-    """Whether a socket is bound there; with `reuse` (SO_REUSEADDR) a listening one. The kernel is asked, by binding."""
-    probe = _socket.socket(socket.AF_INET, kind)
-    try:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
-        probe.bind((LOOPBACK_ADDRESS, real_port))
-    except OSError:
-        return True
-    finally:
-        probe.close()
-    return False
 
 
 def _listen(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -371,7 +358,7 @@ def _forget(place: Place) -> None:
     bindings = place._bindings()
     assert place.endpoint is not None
     # With SO_REUSEPORT another listener may share the port, and goes on.
-    shared = place.kind == socket.SOCK_STREAM and _taken(place.kind, place.real_port, reuse=1)
+    shared = place.kind == socket.SOCK_STREAM and taken(place.kind, place.real_port, reuse=1)
     if bindings is not None and not shared:
         bindings.unbind(place.kind, place.endpoint, place.real_port)
 

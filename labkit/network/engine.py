@@ -50,7 +50,7 @@ class Running(Protocol):
 
 
 class SocketAddress(NamedTuple):
-    """An IPv4 address and a port, as sockets take it; in text "10.77.0.2:5432"."""
+    """An IPv4 address and a port, as sockets take it; in text "192.0.2.2:5432"."""
 
     ip: str
     port: int

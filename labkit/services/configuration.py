@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from labkit.errors import InvalidValue
+from labkit.network.engine import SocketAddress
 from labkit.network.host import Host
 
 # Where servers of other people are, which is not on an ordinary user's PATH (Debian policy manual, 9.1; FHS 3.0, 4.10).
@@ -43,18 +44,20 @@ def own_ports(host: Host, texts: Iterable[str]) -> list[int]:
     return [int(match["port"]) for match in found if match["host"] == host.name]
 
 
-def addressed(host: Host, text: str) -> str:
-    """A text with what a program of `host` can use in place of the lab's addresses."""
+def addressed(host: Host, text: str) -> tuple[str, list[SocketAddress]]:
+    """A text with what a program of `host` can use in place of the lab's addresses, and those."""
+    used = []
 
     def use(match: re.Match[str]) -> str:
         port = int(match["port"])
         other = cast(Host, host.lab.hosts[match["host"]])
         address = host.bound(port) if other is host else host.door(other, port)
+        used.append(address)
         return f"{match['before']}{address.ip}{match['between']}{address.port}"
 
     for form in _forms(host):
         text = form.sub(use, text)
-    return text
+    return text, used
 
 
 def _forms(host: Host) -> list[re.Pattern[str]]:

@@ -21,7 +21,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +34,7 @@ from labkit.services import configuration, processes
 from labkit.services.readiness import LOOK_S, Probe, accepts, holds, in_words
 
 LAST_LINES = 20
+ADDRESSES = "LABKIT_ADDRESSES"  # the variable by which a program on the tier "loopback" is known to have some
 
 
 class Service:
@@ -107,6 +108,7 @@ class Service:
         self._main: Program | None = None
         self._thread: threading.Thread | None = None
         self._starter = 0
+        self._env: dict[str, str] = {}
         self._said = ""  # the log of what failed in front of the program itself
         program = configuration.find_program(args[0])
         if program is None:
@@ -120,8 +122,9 @@ class Service:
             self._check_ports()
             if not isinstance(ready, str) and isinstance(ready, Sequence):
                 self._ready = [self._addressed(word) for word in ready]
+            self._use(host.bound(port) for port in self.ports)
             self._args = [program, *(self._addressed(word) for word in args[1:])]
-            self._env = {name: self._addressed(value) for name, value in (env or {}).items()}
+            self._env |= {name: self._addressed(value) for name, value in (env or {}).items()}
             self._write(files or {})
             if background:
                 self._thread = threading.Thread(target=self._start, name=f"labkit {self!r}", daemon=True)
@@ -135,7 +138,14 @@ class Service:
 
     def _addressed(self, text: str) -> str:
         """A text of the learner's with what the program can use for the lab's addresses."""
-        return configuration.addressed(self.host, text)
+        changed, used = configuration.addressed(self.host, text)
+        self._use(used)
+        return changed
+
+    def _use(self, addresses: Iterable[SocketAddress]) -> None:
+        """Its programs have these addresses, of which their files may tell alone."""
+        told = dict.fromkeys([*self._env.get(ADDRESSES, "").split(), *map(str, addresses)])
+        self._env[ADDRESSES] = " ".join(told)
 
     def __repr__(self) -> str:
         at = f"{self.host.fqdn}:{self.port}" if self.port else self.host.fqdn

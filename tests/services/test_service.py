@@ -37,10 +37,13 @@ WORDS = [*PYTHON, SERVER, "server.lab:8080"]
 FILES = {"answer": "hello"}
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Lab]:
-    """One lab for tests that leave nothing on it."""
-    with Lab(rtt_ms=1) as lab:
+@pytest.fixture(scope="module", params=["", "loopback"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """One lab for tests that leave nothing on it, on the best tier and on the lowest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_TIER", request.param)
+        lab = Lab(rtt_ms=1)
+    with lab:
         yield lab
 
 
@@ -53,7 +56,7 @@ PROBES: dict[str, Any] = {
     "port": 8080,
     "line": r"^it listens \w+$",
     "command": [*PYTHON, "import socket, sys; ip, port = sys.argv[1].split(':'); socket.create_connection((ip, port))"],
-    "function": lambda service: service.host.run([*PYTHON, "1"]) and "listens" in service.log,
+    "function": lambda service: service.address.port == 8080 and "listens" in service.log,
 }
 PROBES["command"].append("server.lab:8080")
 
@@ -92,16 +95,23 @@ def test_its_directory_is_its_own_and_goes_with_it(shared: Lab) -> None:
         text = (service.directory / "folder/server.conf").read_text()
         at, to = shared.server.bound(8080), shared.server.door(shared.client, 90)
         assert text == f"listen {at}; proxy {to}; name server.lab;"
-        assert (at, to) == ((shared.server.ip, 8080), (shared.client.ip, 90))
+        if shared.can("kernel"):
+            assert (at, to) == ((shared.server.ip, 8080), (shared.client.ip, 90))
+        else:
+            assert at.ip == to.ip == "127.0.0.1"
     assert not service.directory.exists()
 
 
 def test_certificates_and_the_key_log_lie_beside_a_file_that_names_them(shared: Lab) -> None:
-    with Service(shared.server, ["sleep", "100"], ready=lambda _: True, files={"a": "cert certificate.pem"}) as service:
+    with Service(
+        shared.server, ["sleep", "100"], ready=lambda _: True, ports=[9], files={"a": "cert certificate.pem"}
+    ) as service:
         names = {path.name for path in service.directory.iterdir()}
         assert names == {"a", "certificate.pem", "key.pem", "both.pem", "authority.pem"}
         assert (service.directory / "authority.pem").read_bytes() == shared.authority.ca_pem
-    with Service(shared.server, ["sleep", "100"], ready=lambda _: True, files={"a": "log keylog.txt"}) as service:
+    with Service(
+        shared.server, ["sleep", "100"], ready=lambda _: True, ports=[9], files={"a": "log keylog.txt"}
+    ) as service:
         assert {path.name for path in service.directory.iterdir()} == {"a", "keylog.txt"}
         assert (service.directory / "keylog.txt").resolve() == shared.keylog_path.resolve()
 
@@ -113,28 +123,28 @@ def left(lab: Lab, processes_of: Processes) -> list[str]:
 def test_one_that_ends_at_once_says_why(shared: Lab, processes_of: Processes, until: Until) -> None:
     words = ["sh", "-c", "sleep 654321 & echo to the log; echo what is wrong >&2; exit 3"]
     with pytest.raises(LabError, match=r"Service on server ended with 3 before it was ready.*\nto the log\nwhat is wr"):
-        Service(shared.server, words, ready=8080)
+        Service(shared.server, words, ready=8080, ports=[8080])
     until(lambda: not any("sleep 654321" in words for words in left(shared, processes_of)))
 
 
 def test_a_deadline_ends_it_with_its_last_lines(shared: Lab, processes_of: Processes, until: Until) -> None:
     words = ["sh", "-c", "echo waiting; sleep 765432"]
     with pytest.raises(NotReady, match=r"after 0\.3 s, for which port 8080 has to accept a connection.*\nwaiting"):
-        Service(shared.server, words, ready=8080, timeout_s=0.3)
+        Service(shared.server, words, ready=8080, ports=[8080], timeout_s=0.3)
     until(lambda: not any("sleep 765432" in words for words in left(shared, processes_of)))
 
 
 def test_a_probe_that_fails_is_told(shared: Lab) -> None:
     with pytest.raises(NotReady, match="'false' has to answer 0"):
-        Service(shared.server, ["sleep", "100"], ready=["false"], timeout_s=0.2)
+        Service(shared.server, ["sleep", "100"], ready=["false"], ports=[9], timeout_s=0.2)
     with pytest.raises(NotReady, match="its log has to match 'never'"):
-        Service(shared.server, ["sleep", "100"], ready="never", timeout_s=0.2)
+        Service(shared.server, ["sleep", "100"], ready="never", ports=[9], timeout_s=0.2)
 
     def broken(_: Service) -> bool:
         raise ZeroDivisionError("in the probe")
 
     with pytest.raises(ZeroDivisionError, match="in the probe"):
-        Service(shared.server, ["sleep", "100"], ready=broken)
+        Service(shared.server, ["sleep", "100"], ready=broken, ports=[9])
 
 
 def test_in_the_background_the_first_use_waits(shared: Lab) -> None:
@@ -148,21 +158,21 @@ def test_in_the_background_the_first_use_waits(shared: Lab) -> None:
 
 
 def test_what_fails_in_the_background_is_raised_by_the_first_use(shared: Lab) -> None:
-    service = Service(shared.server, ["sh", "-c", "echo no licence; exit 1"], ready=8080, background=True)
+    service = Service(shared.server, ["sh", "-c", "echo no licence; exit 1"], ready=8080, ports=[8080], background=True)
     for _ in range(2):
         with pytest.raises(LabError, match=r"ended with 1 before it was ready.*\nno licence"):
             service.ready()
-    assert repr(service) == "<Service server.lab, failed>"
+    assert repr(service) == "<Service server.lab:8080, failed>"
     service.close()
 
 
 def test_one_that_ends_later_says_so_when_it_is_used(shared: Lab, until: Until) -> None:
     script = "echo up; until test -e end; do sleep 0.01; done; exit 4"
-    with Service(shared.server, ["sh", "-c", script], ready="up") as service:
+    with Service(shared.server, ["sh", "-c", script], ready="up", ports=[9]) as service:
         service.ready()
         (service.directory / "end").touch()
         until(lambda: not service.running)
-        assert repr(service) == "<Service server.lab, ended with 4>"
+        assert repr(service) == "<Service server.lab:9, ended with 4>"
         with pytest.raises(LabError, match=r"ended by itself, with 4. Its last lines:\nup"):
             service.ready()
 
@@ -170,14 +180,14 @@ def test_one_that_ends_later_says_so_when_it_is_used(shared: Lab, until: Until) 
 @pytest.mark.parametrize(("stop", "heard"), [(signal.SIGINT, "INT"), (signal.SIGTERM, "TERM")])
 def test_it_is_asked_to_end_by_its_signal(shared: Lab, stop: int, heard: str) -> None:
     script = "trap 'echo INT; exit' INT; trap 'echo TERM; exit' TERM; echo up; while :; do sleep 0.01; done"
-    with Service(shared.server, ["sh", "-c", script], ready="up", stop=stop) as service:
+    with Service(shared.server, ["sh", "-c", script], ready="up", ports=[9], stop=stop) as service:
         pass
     assert {"INT", "TERM"} & set(service.log.split()) == {heard}
 
 
 def test_patience_has_an_end(shared: Lab, processes_of: Processes) -> None:
     script = "trap '' TERM; echo up; while :; do sleep 0.05; done"
-    Service(shared.server, ["sh", "-c", script], ready="up", patience_s=0.2).close()
+    Service(shared.server, ["sh", "-c", script], ready="up", ports=[9], patience_s=0.2).close()
     assert not any(script in words for words in left(shared, processes_of))
 
 
@@ -186,8 +196,8 @@ def test_run_twice_the_first_one_ends(shared: Lab) -> None:
     second = Service(shared.server, WORDS, ready=8080, files={"answer": "second"})
     assert first.closed
     assert answer(shared) == b"second"
-    named = Service(shared.server, ["sleep", "100"], ready=lambda _: True, name="sleeper")
-    Service(shared.server, ["sleep", "100"], ready=lambda _: True, name="sleeper").close()
+    named = Service(shared.server, ["sleep", "100"], ready=lambda _: True, ports=[9], name="sleeper")
+    Service(shared.server, ["sleep", "100"], ready=lambda _: True, ports=[9], name="sleeper").close()
     assert named.closed
     second.close()
 
@@ -208,7 +218,7 @@ def test_a_port_that_is_taken(shared: Lab) -> None:
 
 def test_memory_is_named_by_program(shared: Lab) -> None:
     words = ["sh", "-c", "sleep 100 & setsid sleep 100 & echo up; wait"]
-    with Service(shared.server, words, ready="up") as service:
+    with Service(shared.server, words, ready="up", ports=[9]) as service:
         memory = service.memory
         assert memory.by_name.keys() == {"sh", "sleep"}
         assert memory.total_bytes == sum(memory.by_name.values()) > 0
@@ -244,9 +254,11 @@ def test_a_program_that_is_missing(shared: Lab) -> None:
         Service(shared.server, ["no-such-program"], ready=80)
 
 
-def test_closing_the_lab_while_it_starts(processes_of: Processes) -> None:
+@pytest.mark.parametrize("tier", ["", "loopback"])
+def test_closing_the_lab_while_it_starts(processes_of: Processes, monkeypatch: pytest.MonkeyPatch, tier: str) -> None:
+    monkeypatch.setenv("LABKIT_TIER", tier)
     lab = Lab(rtt_ms=0)
-    service = Service(lab.server, ["sleep", "100"], ready=lambda _: False, background=True)
+    service = Service(lab.server, ["sleep", "100"], ready=lambda _: False, ports=[9], background=True)
     failed: list[BaseException] = []
 
     def wait() -> None:
@@ -274,18 +286,21 @@ from labkit import Lab
 from labkit.services import Service
 with Lab(rtt_ms=0) as lab:
     try:
-        Service(lab.server, ["sh", "-c", "sleep 100 & sleep 100"], ready=lambda s: print("starting", flush=True))
+        Service(lab.server, ["sh", "-c", "sleep 100 & sleep 100"], ready=lambda s: print("starting", flush=True),
+                ports=[9])
     except KeyboardInterrupt:
         print("interrupted", lab.directory, flush=True)
     sys.stdin.readline()
-    with Service(lab.server, ["sleep", "100"], ready=lambda _: True) as service:
+    with Service(lab.server, ["sleep", "100"], ready=lambda _: True, ports=[9]) as service:
         print(service.running, [thread.name for thread in threading.enumerate()], flush=True)
 """
 
 
+@pytest.mark.parametrize("tier", ["", "loopback"])
 def test_an_interrupted_start_leaves_nothing(
-    python: Callable[..., subprocess.Popen[str]], processes_of: Processes
+    python: Callable[..., subprocess.Popen[str]], processes_of: Processes, monkeypatch: pytest.MonkeyPatch, tier: str
 ) -> None:
+    monkeypatch.setenv("LABKIT_TIER", tier)
     process = python(INTERRUPTED)
     assert process.stdout is not None
     assert process.stdout.readline() == "starting\n"

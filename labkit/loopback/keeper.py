@@ -1,0 +1,195 @@
+"""The keeper of a program on loopback: starts it, tells how it ended, and ends with it all that descends from it.
+
+::
+
+    notebook ◀──life──▶ keeper ── program ── its children, and those that became daemons
+
+Without namespaces no kernel ends a program's children with it. So each program has a keeper: it adopts those whose
+parents end (a subreaper, PR_SET_CHILD_SUBREAPER(2const)), and kills all of them when the notebook's end of the socket
+`life` closes or the notebook's process has gone. Should the keeper itself be killed, the kernel kills the program
+(PR_SET_PDEATHSIG). On systems other than Linux it kills the program's process group, and a child that left that group
+is not reached.
+
+On `life` the notebook writes the program (one line), then signals for its process group, a byte each; 0 is the
+goodbye of a lab or program that is closed. The keeper writes a line when the program runs, or cannot, and one when it
+has ended. Standard library only: it runs without site-packages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LOOK_EVERY_S = 1.0
+GOODBYE = 0
+REQUEST_END = b"\n"
+
+
+class Ended(Exception):
+    """The notebook wants no program any more, or has gone."""
+
+
+class Keeper:
+    def __init__(self, life: socket.socket, notebook: int) -> None:
+        self.life, self.notebook = life, notebook
+        self.goodbye = False
+        self.program = 0
+        self.program_runs = False
+
+    def start(self) -> None:
+        """Start what the first line asks for. Raises Ended where it cannot."""
+        request = b""
+        while not request.endswith(REQUEST_END):
+            data = self.life.recv(65536)
+            if not data:
+                raise Ended
+            request += data
+        words = json.loads(request)
+        # Closed by a successful exec, so an empty read says that the program runs (as in subprocess).
+        error_read, error_write = os.pipe()
+        self.program = os.fork()
+        if self.program == 0:
+            self.become(words, error_write)
+        os.close(error_write)
+        with open(error_read, "rb") as pipe:
+            report = pipe.read()
+        if report:
+            os.waitpid(self.program, 0)
+            self.tell(json.loads(report))
+            return
+        self.program_runs = True
+        self.tell({"pid": self.program})
+
+    def become(self, words: dict[str, Any], error_write: int) -> None:
+        """In the forked child: execute the program. Never returns."""
+        try:
+            os.setsid()
+            if sys.platform == "linux":
+                from labkit.network.namespaces import end_with_parent
+
+                end_with_parent()
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+                with contextlib.suppress(OSError, ValueError):
+                    signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            signal.set_wakeup_fd(-1)
+            os.chdir(words["cwd"])
+            os.execvpe(words["argv"][0], words["argv"], words["env"])
+        except OSError as exc:
+            os.write(error_write, json.dumps({"errno": exc.errno, "error": exc.strerror}).encode())
+        except ValueError as exc:  # a null character in an argument
+            os.write(error_write, json.dumps({"errno": errno.EINVAL, "error": str(exc)}).encode())
+        finally:
+            os._exit(127)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            self.life.sendall(json.dumps(message).encode() + REQUEST_END)
+
+    def reap(self) -> bool:
+        """Collect what has ended; tell of the program. Returns whether anything is left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self.program:
+                self.program_runs = False
+                left = self.reap()
+                self.tell({"exit": os.waitstatus_to_exitcode(status), "left": left})
+                return left
+
+    def obey(self) -> None:
+        """Signals for the program's process group. Raises Ended at the end of the socket."""
+        try:
+            numbers = self.life.recv(256)
+        except ConnectionError:
+            numbers = b""
+        for number in numbers:
+            if number == GOODBYE:
+                self.goodbye = True
+            else:
+                with contextlib.suppress(OSError):  # all of them have ended
+                    os.killpg(self.program, number)
+        if not numbers or self.goodbye:
+            raise Ended
+
+    def run(self, wakeup: socket.socket) -> None:
+        """Until nothing is left to keep, or the notebook has gone."""
+        self.start()
+        while self.reap():
+            ready, _, _ = select.select([self.life, wakeup], [], [], LOOK_EVERY_S)
+            if wakeup in ready:
+                wakeup.recv(4096)
+            if self.life in ready:
+                self.obey()
+            # A forked child may hold the notebook's sockets open, so the end of its process counts, too.
+            if os.getppid() != self.notebook:
+                raise Ended
+
+    def end_all(self) -> None:
+        """Kill all that is left, until nothing is: children of the killed come to this process, and are next."""
+        while (left := children()) or self.program_runs:
+            if self.program_runs:
+                with contextlib.suppress(OSError):
+                    os.killpg(self.program, signal.SIGKILL)
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            try:
+                pid, _ = os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+            self.program_runs = self.program_runs and pid != self.program
+
+    def notebook_has_gone(self) -> bool:
+        """Its sockets close a moment before its children get another parent."""
+        deadline = time.monotonic() + LOOK_EVERY_S
+        while not self.goodbye and os.getppid() == self.notebook and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return os.getppid() != self.notebook
+
+
+def children() -> list[int]:
+    """The processes whose parent this one is; [] where the system does not tell."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def main() -> None:
+    """Arguments: descriptor of `life`; directory of the lab; process id of the notebook."""
+    life = socket.socket(fileno=int(sys.argv[1]))
+    life.set_inheritable(False)
+    directory, notebook = sys.argv[2], int(sys.argv[3])
+    if sys.platform == "linux":
+        from labkit.network.namespaces import adopt_orphans
+
+        adopt_orphans()
+    wakeup, waker = socket.socketpair()
+    for end in (wakeup, waker):
+        end.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    keeper = Keeper(life, notebook)
+    try:
+        keeper.run(wakeup)
+    except Ended:
+        keeper.end_all()
+        if keeper.notebook_has_gone():
+            shutil.rmtree(directory, ignore_errors=True)  # the relay may have done so while the program still wrote
