@@ -78,6 +78,10 @@ class Keeper:
                 from labkit.network.namespaces import end_with_parent
 
                 end_with_parent()
+            if os.isatty(0):
+                from labkit.network.helper import take_terminal
+
+                take_terminal(0)
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
                 with contextlib.suppress(OSError, ValueError):
                     signal.signal(number, signal.SIG_DFL)

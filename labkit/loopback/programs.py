@@ -82,6 +82,10 @@ class Kept:
         reply: dict[str, Any] = json.loads(line)
         return reply
 
+    def fileno(self) -> int:
+        """See labkit.network.engine.Running."""
+        return self._life.fileno()
+
     def wait(self, timeout_s: float) -> int:
         """See labkit.network.engine.Running."""
         if self._exit is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from labkit import checks
 from labkit.errors import InvalidValue, ProgramNotFound
 from labkit.network.host import Host
 from labkit.services.configuration import find_program, own_ports
@@ -44,10 +45,8 @@ class Packaged(Service):
     @classmethod
     def ports_in(cls, host: Host, *texts: str | None) -> list[int]:
         """The ports on which a configuration lets it listen. Raises InvalidValue where it names none of this host."""
-        for text in texts:
-            if text is not None and not isinstance(text, str):
-                raise InvalidValue(f"{cls.__name__}: the configuration is a text, and not {text!r}")
-        ports = own_ports(host, [text for text in texts if text])
+        given = [checks.text("configuration", text) for text in texts if text is not None]
+        ports = own_ports(host, given)
         if not ports:
             raise InvalidValue(
                 f"{cls.__name__}: the configuration does not say where it listens on {host.name}: write an address of "

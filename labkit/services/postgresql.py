@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit import checks
-from labkit.errors import InvalidValue, NotAvailableHere
+from labkit.errors import NotAvailableHere
 from labkit.network.host import Host
 from labkit.network.tiers import LOOPBACK
 from labkit.services.configuration import find_program
@@ -43,8 +43,7 @@ class PostgreSQL(Packaged):
     user = database = "postgres"
 
     def __init__(self, host: Host, configuration: str = "", *, port: int = 5432, **others: Any) -> None:
-        if not isinstance(configuration, str):
-            raise InvalidValue(f"configuration={configuration!r}: give lines for postgresql.conf")
+        checks.text("configuration", configuration, "shared_buffers = 16MB")
         self._folder = Path(self.found()).parent
         checks.port("port", port)
         on_loopback = host.engine.tier == LOOPBACK

@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import InvalidValue
+from labkit import checks
 from labkit.network.host import Host
 from labkit.network.tiers import LOOPBACK
 from labkit.services.configuration import find_program
@@ -55,11 +55,8 @@ class RabbitMQ(Packaged):
     user = "guest"
 
     def __init__(self, host: Host, configuration: str = "", *, port: int = AMQP_PORT, **others: Any) -> None:
-        if not isinstance(configuration, str):
-            raise InvalidValue(f"configuration={configuration!r}: give lines for rabbitmq.conf")
-        most = 65535 - (DISTRIBUTION_PORT - AMQP_PORT)
-        if isinstance(port, bool) or not isinstance(port, int) or not AMQP_PORT - EPMD_PORT < port <= most:
-            raise InvalidValue(f"port {port!r}: RabbitMQ takes one from {AMQP_PORT - EPMD_PORT + 1} to {most}")
+        checks.text("configuration", configuration, "heartbeat = 5")
+        checks.whole("port", port, AMQP_PORT - EPMD_PORT + 1, 65535 - (DISTRIBUTION_PORT - AMQP_PORT))
         server = self.found()
         self.password = secrets.token_hex(8) if host.engine.tier == LOOPBACK else "guest"
         others = {"patience_s": 10.0, **others}

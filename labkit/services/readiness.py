@@ -40,7 +40,7 @@ def in_words(probe: Probe) -> str:
         return f"{' '.join(probe)!r} has to answer 0"
     if callable(probe):
         return f"{getattr(probe, '__name__', probe)} has to return what is true"
-    raise InvalidValue(f"ready={probe!r}: give a port, a pattern of its log, a command as a list, or a function")
+    raise checks.wrong("ready", probe, "give a port, a pattern of its log, a command as a list, or a function")
 
 
 def holds(probe: Probe, service: Starting, launch: Callable[[Sequence[str]], Program]) -> bool:

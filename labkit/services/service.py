@@ -15,7 +15,6 @@ what the program can use on this tier, see labkit.services.configuration.
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import signal
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Self
 
 from labkit import checks
-from labkit.errors import InvalidValue, LabClosed, LabError, NameTaken, NotReady, ProgramNotFound
+from labkit.errors import LabClosed, LabError, NameTaken, NotReady, ProgramNotFound
 from labkit.network.engine import SocketAddress
 from labkit.network.host import Host
 from labkit.network.process import Program
@@ -34,6 +33,8 @@ from labkit.services import configuration, processes
 from labkit.services.readiness import LOOK_S, Probe, accepts, holds, in_words
 
 LAST_LINES = 20
+WORDS = ["nginx", "-c", "nginx.conf"]
+FILES = "a dictionary from the names of files to their contents, both texts"
 ADDRESSES = "LABKIT_ADDRESSES"  # the variable by which a program on the tier "loopback" is known to have some
 
 
@@ -76,8 +77,8 @@ class Service:
         *,
         ready: Probe,
         ports: Sequence[int] = (),
-        files: Mapping[str, str] | None = None,
-        env: Mapping[str, str] | None = None,
+        files: dict[str, str] | None = None,
+        env: dict[str, str] | None = None,
         name: str | None = None,
         timeout_s: float = 30.0,
         stop: int = signal.SIGTERM,
@@ -86,16 +87,18 @@ class Service:
     ) -> None:
         self.host = host
         self.closed = False
-        if isinstance(args, (str, bytes)) or not args or not all(isinstance(word, str) for word in args):
-            raise InvalidValue(f"args={args!r}: give the program and its arguments as a list of strings")
-        for what, value in (("timeout_s", timeout_s), ("patience_s", patience_s)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise InvalidValue(f"{what}={value!r}: give a number of seconds above 0")
-        for what, pairs in (("files", files or {}), ("env", env or {})):
-            if not all(isinstance(each, str) for pair in pairs.items() for each in pair):
-                raise InvalidValue(f"{what}={pairs!r}: names and contents are strings")
+        args = checks.texts("args", args, WORDS)
+        if not args:
+            raise checks.wrong("args", args, f"give the program and its arguments, for instance {WORDS!r}")
+        env = checks.optional(checks.environment, "env", env) or {}
+        files = {} if files is None else checks.instance("files", files, dict, FILES)
+        if not all(isinstance(each, str) for pair in files.items() for each in pair):
+            raise checks.wrong("files", files, f"give {FILES}")
+        checks.number("timeout_s", timeout_s, 0.001, unit="s")
+        checks.number("patience_s", patience_s, 0.001, unit="s")
+        checks.flag("background", background)
         self._words = in_words(ready)  # raises InvalidValue
-        texts = [*args, *(env or {}).values(), *(files or {}).values()]
+        texts = [*args, *env.values(), *files.values()]
         wanted = [*ports, *configuration.own_ports(host, texts)]
         self.ports = tuple(dict.fromkeys(checks.port("ports", port) for port in wanted))
         self._ready, self._timeout_s, self._stop, self._patience_s = ready, timeout_s, stop, patience_s
@@ -124,8 +127,8 @@ class Service:
                 self._ready = [self._addressed(word) for word in ready]
             self._use(host.bound(port) for port in self.ports)
             self._args = [program, *(self._addressed(word) for word in args[1:])]
-            self._env |= {name: self._addressed(value) for name, value in (env or {}).items()}
-            self._write(files or {})
+            self._env |= {name: self._addressed(value) for name, value in env.items()}
+            self._write(files)
             if background:
                 self._thread = threading.Thread(target=self._start, name=f"labkit {self!r}", daemon=True)
                 self._thread.start()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from labkit.errors import InvalidValue
+from labkit import checks
 from labkit.network.host import Host
 from labkit.network.tiers import LOOPBACK
 from labkit.services.packaged import Packaged
@@ -66,8 +66,7 @@ class Unbound(Packaged):
     def __init__(
         self, host: Host, records: Sequence[str] = (), *, configuration: str | None = None, **others: Any
     ) -> None:
-        if isinstance(records, str) or not all(isinstance(record, str) for record in records):
-            raise InvalidValue(f"records={records!r}: give a list of texts, each a record")
+        checks.texts("records", records, "www IN CNAME server")
         names = [f"{each.name} IN A {each.ip}" for each in host.lab.hosts.values()]
         self._zone = ZONE.format(host=host.fqdn) + "\n".join([*names, *records]) + "\n"
         self._configuration = CONFIGURATION.format(host=host.fqdn) if configuration is None else configuration

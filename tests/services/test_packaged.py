@@ -129,7 +129,7 @@ def test_a_configuration_has_to_name_an_address(shared: Lab, require_program: Re
     require_program("nginx")
     with pytest.raises(InvalidValue, match=r"for instance proxy\.lab:80"):
         Nginx(shared.proxy, "server { listen 80; }")
-    with pytest.raises(InvalidValue, match="is a text"):
+    with pytest.raises(InvalidValue, match="configuration=80: give a text"):
         Nginx(shared.proxy, 80)  # type: ignore[arg-type]
 
 

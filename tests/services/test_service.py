@@ -227,7 +227,8 @@ def test_memory_is_named_by_program(shared: Lab) -> None:
 
 
 BAD: dict[str, dict[str, Any]] = {
-    "give the program": {"args": "sleep 1"},
+    "args=.sleep 1.: give a list": {"args": "sleep 1"},
+    "args=\\[\\]: give the program": {"args": []},
     "ready=None": {"ready": None},
     "no regular expression": {"ready": "("},
     "ready=70000": {"ready": 70000},
@@ -235,8 +236,10 @@ BAD: dict[str, dict[str, Any]] = {
     "patience_s=-1": {"patience_s": -1},
     "ports='web'": {"ports": ["web"]},
     "below the service's own directory": {"files": {"../keylog.txt": "x"}},
-    "names and contents are strings": {"files": {"a": b"bytes"}},
-    "env=.*names and contents are strings": {"env": {"PORT": 80}},
+    "files=.*both texts": {"files": {"a": b"bytes"}},
+    "files=.a.: give a dictionary": {"files": "a"},
+    "value of 'PORT' is no text": {"env": {"PORT": 80}},
+    "background=1: give True or False": {"background": 1},
 }
 
 
