@@ -1,8 +1,7 @@
 """``with lab.capture() as cap:`` — frames from the kernel's ring, looked at when somebody asks.
 
-While the block runs, frames lie in memory that the kernel fills; a thread empties it every few milliseconds and
-keeps raw bytes and kernel time stamps. Nothing is dissected before somebody looks, so that capturing costs the
-code under study as little as possible.
+While the block runs, frames lie in memory that the kernel fills; a thread empties it every few milliseconds, by copying
+whole blocks. Nothing is read before somebody looks, so that capturing costs the code under study as little as possible.
 """
 
 from __future__ import annotations
@@ -19,39 +18,52 @@ from labkit.errors import LabClosed
 
 if TYPE_CHECKING:
     from labkit.network.engine import Source
-    from labkit.network.ring import RingFrame
 
-LOOK_EVERY_S = 0.05
+LOOK_EVERY_S = 0.02
+SOON_S = 0.002
+MUCH = 4  # blocks since the last look: the next one comes soon
 
 
 class _Collector:
-    """Empties a source into a list again and again, in a thread that knows neither the capture nor its lab."""
+    """Empties a source again and again, in a thread that knows neither the capture nor its lab."""
 
     def __init__(self, source: Source) -> None:
-        self.frames: list[RingFrame] = []
+        self.frames = source.frames
         self.dropped = 0
         self.stop = threading.Event()
         self._source = source
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for taking what there is, which is quick
+        self._reading = threading.Lock()  # for reading it, which is not
         self._wanted = True
         self._closed = False
 
     def run(self) -> None:
-        while self._wanted and not self.stop.wait(LOOK_EVERY_S):
-            self.drain()
+        pause_s = LOOK_EVERY_S
+        while self._wanted and not self.stop.wait(pause_s):
+            with self._lock:
+                blocks = self._source.collect() if self._open else 0
+            pause_s = SOON_S if blocks >= MUCH else LOOK_EVERY_S
         if not self._wanted:
             self.close()
 
+    @property
+    def _open(self) -> bool:
+        return self._wanted and not self._closed
+
     def drain(self) -> None:
-        with self._lock:
-            if self._wanted and not self._closed:
-                self.frames.extend(self._source.frames(1 << 30))
-                self.dropped = self._source.dropped()
+        """Read all that there is."""
+        with self._reading:
+            with self._lock:
+                if self._open:
+                    self._source.flush()
+                    self.dropped = self._source.dropped()
+            if self._open:
+                self._source.read()
 
     def close(self) -> None:
         """Look for the last time. Closing twice is fine."""
         self.drain()
-        with self._lock:
+        with self._reading, self._lock:
             if not self._closed:
                 self._closed = True
                 self._source.close()

@@ -188,11 +188,23 @@ class TapSource:
     def __init__(self, connection: Any, middle: bool) -> None:
         self._connection, self._middle = connection, middle
         self._buffer = b""
+        self.frames: list[RingFrame] = []
         self._marks = 0  # asked for and not come; more than one after an interrupt
         self._record()  # the mark that says that it has begun: what comes now is seen
 
-    def frames(self, limit: int) -> Iterator[RingFrame]:
-        """Those since the last look. A lab that was closed has no more."""
+    def collect(self) -> int:
+        """See labkit.network.engine.Source. A lab that was closed has no more."""
+        self.frames.extend(self._come())
+        return 0
+
+    def flush(self) -> None:
+        """The same: the relay says what it has seen before it was asked."""
+        self.collect()
+
+    def read(self) -> None:
+        """Nothing is left to do: what has come is read already."""
+
+    def _come(self) -> Iterator[RingFrame]:
         try:
             self._marks += 1
             self._connection.sendall(b"m")

@@ -7,7 +7,7 @@ implements it by a helper process with namespaces, labkit.loopback.engine by a r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -26,8 +26,16 @@ class Closable(Protocol):
 class Source(Protocol):
     """Where a capture takes frames from."""
 
-    def frames(self, limit: int) -> Iterable[RingFrame]:
-        """Those that have come since the last look, at most `limit`."""
+    frames: list[RingFrame]  # those that were read
+
+    def collect(self) -> int:
+        """Take what has come out of the kernel's memory, unread. Returns how many of its blocks that were."""
+
+    def flush(self) -> None:
+        """Collect all that was sent before this call."""
+
+    def read(self) -> None:
+        """Read what was collected into ``frames``. Something else may be collected meanwhile."""
 
     def dropped(self) -> int:
         """How many there was no room for, in all."""

@@ -16,14 +16,14 @@ from typing import Any
 from labkit import child
 from labkit.errors import LabClosed, LabUnavailable, NotReady
 from labkit.network import rpc
+from labkit.network.blocks import BlockRing
 from labkit.network.engine import Address, Engine
 from labkit.network.netlink import ETHERNET_MTU, RouteSocket
-from labkit.network.ring import ETH_P_ALL, Ring
+from labkit.network.ring import ETH_P_ALL
 from labkit.network.support import why_unavailable
 from labkit.network.tiers import FIXED, KERNEL
 
 START_TIMEOUT_S = 20.0
-CAPTURE_BYTES = 32 << 20  # some 20,000 frames: at 20,000 packets a second (each twice) half a second without a look
 
 
 class Isolation(Engine):
@@ -144,10 +144,10 @@ class Isolation(Engine):
     def signal_program(self, pid: int, number: int) -> None:
         self._ask({"op": "signal", "pid": pid, "signal": int(number)})
 
-    def tap(self, host: str | None) -> Ring:
+    def tap(self, host: str | None) -> BlockRing:
         everything = socket.htons(ETH_P_ALL)
         descriptor = self.open_socket(host, socket.AF_PACKET, socket.SOCK_RAW, everything)
-        return Ring(socket.socket(fileno=descriptor), size_bytes=CAPTURE_BYTES)
+        return BlockRing(socket.socket(fileno=descriptor))
 
     def end(self) -> None:
         """Let go of the helper, which ends for it, and wait until the kernel has ended the rest."""

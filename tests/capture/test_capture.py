@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,7 +20,7 @@ from labkit.capture import capture as capture_module
 from labkit.capture.capture import Capture
 from labkit.capture.frames import Frame, Transit, pair_frames
 from labkit.handshakes import TlsClient
-from labkit.network import isolation, wire
+from labkit.network import blocks, wire
 from labkit.network.ring import BLOCK_BYTES, SLOTS_PER_BLOCK, RingFrame
 from labkit.servers import HttpServer
 
@@ -157,18 +157,18 @@ def test_a_block_whose_helper_was_killed_ends(lab: Lab) -> None:
 
 
 def test_frames_without_room_are_counted(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ring of one block, and nobody who empties it: what fits is there, the rest is said to be missing."""
-    monkeypatch.setattr(isolation, "CAPTURE_BYTES", 1)
+    """A ring of two blocks, and nobody who empties it: what fits is there, the rest is said to be missing."""
+    monkeypatch.setattr(blocks, "BLOCKS", 2)
     monkeypatch.setattr(capture_module, "LOOK_EVERY_S", 1000)
-    sent = SLOTS_PER_BLOCK + 50
-    with lab.capture(at="client") as capture:
-        before = lab.client.counters["UdpOutDatagrams"]
-        with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # unconnected: no ICMP error is raised
+    sent = 400
+    assert sent * 1042 > 2 * blocks.BLOCK_BYTES
+    with lab.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:  # or ICMP answers each of them
+        receiver.bind((lab.server.ip, 9))
+        with lab.capture(at="client") as capture, lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             for number in range(sent):
-                sock.sendto(number.to_bytes(4, "big"), (lab.server.ip, 9))
-        assert lab.client.counters["UdpOutDatagrams"] - before == sent
-    assert len(capture.frames) == SLOTS_PER_BLOCK
-    assert capture.dropped >= 50
+                sock.sendto(number.to_bytes(4, "big") + bytes(996), (lab.server.ip, 9))
+    assert capture.dropped > 0
+    assert len(capture.frames) + capture.dropped == sent
     assert f"{capture.dropped} DROPPED BY THE KERNEL" in repr(capture)
     assert "are missing" in capture.table()
     assert f"{capture.dropped} frames MISSING" in str(capture.ladder())
@@ -211,7 +211,7 @@ def test_what_fits_into_the_ring_is_complete(lab: Lab, monkeypatch: pytest.Monke
     monkeypatch.setattr(capture_module, "LOOK_EVERY_S", 1000)
     sent = 5000
     assert sent < wire.RING_BYTES // BLOCK_BYTES * SLOTS_PER_BLOCK
-    assert 2 * sent < isolation.CAPTURE_BYTES // BLOCK_BYTES * SLOTS_PER_BLOCK
+    assert 2 * sent * (142 + 128) < blocks.BLOCKS * blocks.BLOCK_BYTES
     capture = send_paced(lab, sent)
     assert (capture.dropped, lab.wire.counts["client"]["up"].missed) == (0, 0)
     transits = capture.transits
@@ -294,10 +294,19 @@ class Busy:
     def __init__(self) -> None:
         self.looked_into, self.go_on, self.closed = threading.Event(), threading.Event(), threading.Event()
 
-    def frames(self, limit: int) -> Iterator[RingFrame]:
+        self.frames: list[RingFrame] = []
+
+    def collect(self) -> int:
         self.looked_into.set()
         self.go_on.wait(20)
-        yield RingFrame(0, 14, 1, False, bytes(14))
+        self.frames.append(RingFrame(0, 14, 1, False, bytes(14)))
+        return 1
+
+    def flush(self) -> None:
+        self.collect()
+
+    def read(self) -> None:
+        pass
 
     def dropped(self) -> int:
         return 0

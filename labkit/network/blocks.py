@@ -1,0 +1,185 @@
+"""A packet socket's ring in blocks: how a capture loses nothing while the notebook's Python is busy with other things.
+
+The kernel packs frames one after the other into a block of memory, and hands the block over when it is full or some
+milliseconds old. Blocks are taken as they are, by one system call that writes them into a file in memory and for which
+Python's global lock is let go; the frames in them are read when somebody looks. (In labkit.network.ring, which the wire
+uses, each frame has a slot of its own and is there at once.)
+
+Sources: packet(7), Documentation/networking/packet_mmap.rst (TPACKET_V3), linux/if_packet.h, memfd_create(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import mmap
+import os
+import select
+import socket
+import struct
+
+from labkit.network.ring import (
+    PACKET_OUTGOING,
+    PACKET_RX_RING,
+    PACKET_STATISTICS,
+    PACKET_VERSION,
+    SOL_PACKET,
+    TP_STATUS_KERNEL,
+    TP_STATUS_USER,
+    RingFrame,
+)
+
+TPACKET_V3 = 2
+BLOCK_BYTES = 1 << 17  # the largest frame of a loopback interface, 64 KiB and its header, fits
+BLOCKS = 256  # 32 MiB: an eighth of a second at 1 Gbit/s, each frame twice
+RETIRE_MS = 8  # a block that holds a frame is handed over after so long, full or not
+LONGEST_S = 1.0  # to wait for that, on a machine that stands still
+
+# struct tpacket_block_desc: version, offset of private data, status, frames, offset of the first, bytes in use.
+_BLOCK = struct.Struct("=IIIIII")
+_STATUS_AT = 8
+_HANDED_BACK = struct.pack("=II", TP_STATUS_KERNEL, 0)  # status and number of frames
+# struct tpacket3_hdr: next, seconds, nanoseconds, captured, length, status, start of the frame, …; at 48 sockaddr_ll.
+_FRAME = struct.Struct("=IIIIIIH22xHHiHB")
+
+
+class _Store(io.FileIO):
+    """A file in memory with blocks of which `read` tells how many bytes were read, and how many frames that made."""
+
+    __del__ = io.FileIO.close  # in C: an interrupt can fall between two statements, and leaves no warning then
+
+    def __init__(self, frames: int) -> None:
+        super().__init__(os.memfd_create("labkit-capture"), "w")
+        self.read_up_to = 0, frames
+
+
+class BlockRing:
+    """The frames of one namespace, on every interface.
+
+    An interrupt between any two steps of these methods loses no frame and doubles none: what was done is written down
+    in one assignment after it, and what was not written down is done again.
+
+    Args:
+        packet_socket: an AF_PACKET socket of protocol ``socket.htons(ETH_P_ALL)``, which the ring owns.
+
+    Attributes:
+        frames: those that were read, in order.
+
+    Raises:
+        OSError: the kernel refused the ring; the socket is closed.
+    """
+
+    def __init__(self, packet_socket: socket.socket) -> None:
+        self.socket = packet_socket
+        self._blocks = BLOCKS
+        self.frames: list[RingFrame] = []
+        self._store = _Store(0)
+        self._taken = 0, 0  # blocks so far, and how many bytes of the store are in use
+        self._back = 0  # blocks that were handed back
+        self._dropped = 0
+        try:
+            packet_socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
+            # struct tpacket_req3. The size of slots counts for nothing here, and has to fit all the same.
+            slots = BLOCKS * BLOCK_BYTES // 2048
+            request = struct.pack("=IIIIIII", BLOCK_BYTES, BLOCKS, 2048, slots, RETIRE_MS, 0, 0)
+            packet_socket.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            self._memory = mmap.mmap(packet_socket.fileno(), BLOCKS * BLOCK_BYTES)
+            self.dropped()
+            self._dropped = 0  # what came before the ring was there was not asked for
+        except OSError:
+            packet_socket.close()
+            self._store.close()
+            raise
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def collect(self) -> int:
+        """Take the blocks that are handed over out of the kernel's memory, unread. Returns how many those were."""
+        self._hand_back()
+        block, used = self._taken
+        ready: list[memoryview] = []
+        total = 0
+        with memoryview(self._memory) as memory:
+            while len(ready) < self._blocks:
+                start = self._start(block)
+                _, _, status, frames, _, length = _BLOCK.unpack_from(memory, start)
+                if not status & TP_STATUS_USER:
+                    break
+                ready.append(memory[start : start + (length if frames else 0)])
+                total += len(ready[-1])
+                block += 1
+            try:
+                if total and os.pwritev(self._store.fileno(), ready, used) < total:
+                    raise OSError(errno.ENOSPC, "no memory for what was captured")
+            finally:
+                for view in ready:
+                    view.release()
+        if ready:
+            self._taken = block, used + total
+            self._hand_back()
+        return len(ready)
+
+    def _start(self, block: int) -> int:
+        return block % self._blocks * BLOCK_BYTES
+
+    def _hand_back(self) -> None:
+        while self._back != self._taken[0]:
+            at = self._start(self._back) + _STATUS_AT
+            self._memory[at : at + len(_HANDED_BACK)] = _HANDED_BACK
+            self._back += 1
+
+    def flush(self) -> None:
+        """Collect all that was sent before this call."""
+        if self._taken[1] and self._store.read_up_to[0] == self._taken[1]:  # all of it was read: its memory goes
+            store = _Store(len(self.frames))
+            self._store, self._taken = store, (self._taken[0], 0)
+        self.collect()
+        # The kernel counts a frame in before it hands it on to the receiver, so this sees all that anybody has.
+        if _BLOCK.unpack_from(self._memory, self._start(self._taken[0]))[3]:
+            self.wait(LONGEST_S)
+            self.collect()
+
+    def read(self) -> None:
+        """Read what was collected into ``frames``."""
+        store, end = self._store, self._taken[1]
+        at, count = store.read_up_to
+        if at == end:
+            return
+        with mmap.mmap(store.fileno(), end, prot=mmap.PROT_READ) as blocks:
+            while at < end:
+                found, following = _read(blocks, at)
+                self.frames[count:] = found
+                at, count = store.read_up_to = at + following, count + len(found)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until a block is handed over; False at the deadline."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def dropped(self) -> int:
+        """Frames that the kernel found no room for, since the ring was made."""
+        _, dropped, _ = struct.unpack("=III", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12))
+        self._dropped += dropped  # the kernel's own count starts again at every look
+        return self._dropped
+
+    def close(self) -> None:
+        """Stop capturing and give the memory back; closing twice is fine."""
+        self.socket.close()
+        self._store.close()
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+
+
+def _read(blocks: mmap.mmap, start: int) -> tuple[list[RingFrame], int]:
+    """The frames in the block that begins there, and its length."""
+    _, _, _, frames, first, length = _BLOCK.unpack_from(blocks, start)
+    at, found = start + first, []
+    for _ in range(frames):
+        following, seconds, ns, captured, size, _, begin, _, _, interface, _, kind = _FRAME.unpack_from(blocks, at)
+        data = blocks[at + begin : at + begin + captured]
+        found.append(RingFrame(seconds * 1_000_000_000 + ns, size, interface, kind == PACKET_OUTGOING, data))
+        at += following
+    return found, length
