@@ -154,7 +154,9 @@ def test_dependencies_are_what_is_imported() -> None:
         allowed = engine if where.startswith("labkit/") else direct
         assert names & allowed, f"{where} imports {module}, which its pyproject.toml does not name"
         used |= names
-    unused = direct - used - {"jupyterlab", "jupyter-server-proxy"}  # started, and loaded by what is started
+    unused = (
+        direct - used - {"jupyterlab", "jupyter-server-proxy", "websockets"}
+    )  # started, and loaded by what is started
     assert not unused, f"in pyproject.toml, but imported nowhere in labkit, book or notebooks: {unused}"
 
 

@@ -6,8 +6,9 @@
         server.url        # "https://server.lab:443/"
         server.log        # what it saw
 
-All take the same handler, a function from ``Request`` to ``Response``. They trust and are trusted through one
-certificate authority a lab, ``lab.authority``. What a server is made with (h11, pyOpenSSL, aioquic) is loaded with it.
+``AsgiServer`` takes an ASGI application; all others take the same handler, a function from ``Request`` to ``Response``.
+They trust and are trusted through one certificate authority a lab, ``lab.authority``. What a server is made with (h11,
+uvicorn, pyOpenSSL, aioquic) is loaded with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from labkit.lazy import lazy
 
 if TYPE_CHECKING:
+    from labkit.servers.asgi import AsgiServer as AsgiServer
     from labkit.servers.authority import Authority as Authority
     from labkit.servers.background import Server as Server
     from labkit.servers.early_data import EarlyDataServer as EarlyDataServer
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from labkit.servers.page import Page as Page
 
 _HOME = {
+    "AsgiServer": "labkit.servers.asgi",
     "Authority": "labkit.servers.authority",
     "EarlyDataServer": "labkit.servers.early_data",
     "Handler": "labkit.servers.messages",
