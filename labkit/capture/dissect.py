@@ -18,6 +18,7 @@ from labkit.capture.dialogue import Piece, read_dialogue
 from labkit.capture.forwarding import find_forwarded
 from labkit.capture.frames import Transit
 from labkit.capture.headers import ACK, FIN, RST, SYN, Decoded, TcpHeader, decode
+from labkit.capture.icmp import Icmp
 from labkit.capture.keylog import KeyLog
 from labkit.capture.messages import Dissected, Flow, Found, Message
 from labkit.capture.streams import Chunk
@@ -80,6 +81,8 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
         )
         if conversation is not None and not decoded.label:
             packet = conversation.add(packet)
+        elif decoded.icmp is not None:
+            packet = _read_icmp(packet, decoded.icmp, current)
         if packet.lost is not lost:
             packet = replace(packet, lost=lost)
         if transit.sent_ns is not None:
@@ -144,6 +147,18 @@ def _find_flow(decoded: Decoded, known: Container[Flow]) -> tuple[Flow, bool]:
     elif decoded.tcp is not None:  # captured from the middle on: servers have the lower ports
         server_speaks = decoded.source_port < decoded.destination_port
     return (backward, False) if server_speaks else (forward, True)
+
+
+def _read_icmp(packet: Dissected, icmp: Icmp, known: Container[Flow]) -> Dissected:
+    """Name an ICMP message, and find the conversation that an error is about."""
+    quoted: Flow | None = None
+    if (about := icmp.quoted) is not None:
+        ends = about.source, about.destination, about.source_port, about.destination_port
+        quoted, _ = _find_flow(Decoded(about.protocol, *ends), known)
+    protocol, place = packet.headers.protocol, (packet.index, packet.index)
+    label = f"{protocol} {icmp.label}"
+    message = Message(protocol, icmp.name, icmp.detail, "", *place, packet.payload, packet.headers.payload, label=label)
+    return replace(packet, messages=(message,), quoted=quoted)
 
 
 class _Conversation(Protocol):

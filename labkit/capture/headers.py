@@ -2,7 +2,7 @@
 
 ``decode`` is a pure function and never raises: what cannot be read is labelled "malformed ...".
 
-Sources: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 7413 (TCP Fast Open), RFC 768 (UDP).
+Sources: RFC 791 and 8200 (IP), RFC 9293 (TCP), RFC 7413 (TCP Fast Open), RFC 768 (UDP). ``icmp`` reads ICMP.
 """
 
 from __future__ import annotations
@@ -12,19 +12,11 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
+from labkit.capture.icmp import Icmp, read_icmp
+
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 _FLAG_NAMES = {FIN: "FIN", SYN: "SYN", RST: "RST", PSH: "PSH", ACK: "ACK", 0x20: "URG", 0x40: "ECE", 0x80: "CWR"}
 
-_ICMP_NAMES = {
-    0: "echo reply", 3: "destination unreachable", 5: "redirect", 8: "echo request", 11: "time exceeded",
-}  # fmt: skip
-_ICMPV6_NAMES = {
-    1: "destination unreachable", 2: "packet too big", 3: "time exceeded", 128: "echo request",
-    129: "echo reply", 130: "multicast listener query", 133: "router solicitation",
-    134: "router advertisement", 135: "neighbour solicitation", 136: "neighbour advertisement",
-    143: "multicast listener report",
-}  # fmt: skip
-_UNREACHABLE_NAMES = {0: "network", 1: "host", 3: "port"}
 # Hop-by-hop, routing, destination options: all "next header, length in 8 bytes".
 _IPV6_OPTION_HEADERS = (0, 43, 60)
 _IPV6_FRAGMENT = 44
@@ -63,6 +55,7 @@ class Decoded:
         length: bytes of payload that the packet had on the wire.
         label: a name for frames that are neither TCP nor UDP, such as "ICMP echo request"; else "".
         tcp: the TCP header, None for all else.
+        icmp: the ICMP or ICMPv6 message, None for all else.
     """
 
     protocol: str
@@ -74,6 +67,7 @@ class Decoded:
     length: int = 0
     label: str = ""
     tcp: TcpHeader | None = None
+    icmp: Icmp | None = None
 
 
 def decode(frame: bytes) -> Decoded:
@@ -161,13 +155,10 @@ def _decode_transport(protocol: int, source: str, destination: str, body: bytes,
             return Decoded("UDP", source, destination, source_port, destination_port, label="malformed UDP header")
         return Decoded("UDP", source, destination, source_port, destination_port, body[8:udp_length], udp_length - 8)
     if protocol in (socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6):
-        name, names = ("ICMP", _ICMP_NAMES) if protocol == socket.IPPROTO_ICMP else ("ICMPv6", _ICMPV6_NAMES)
-        if len(body) < 4:
-            return Decoded(name, source, destination, label=f"malformed {name} message")
-        label = f"{name} {names.get(body[0], f'type {body[0]}')}"
-        if name == "ICMP" and body[0] == 3 and body[1] in _UNREACHABLE_NAMES:
-            label = f"ICMP {_UNREACHABLE_NAMES[body[1]]} unreachable"
-        return Decoded(name, source, destination, length=length, label=label)
+        name = "ICMP" if protocol == socket.IPPROTO_ICMP else "ICMPv6"
+        icmp = read_icmp(body, v6=name == "ICMPv6")
+        label = f"{name} {icmp.name}" if icmp is not None else f"malformed {name} message"
+        return Decoded(name, source, destination, payload=body, length=length, label=label, icmp=icmp)
     return Decoded("IP", source, destination, length=length, label=f"IP protocol {protocol}")
 
 

@@ -171,7 +171,7 @@ def _kind(packet: Dissected) -> str:
     protocols = {message.protocol for message in packet.messages}
     if packet.flow.protocol == "UDP" and protocols & {"TLS", "QUIC", "HTTP/3"}:
         return "quic"
-    if protocols - {"TCP", "UDP", "TLS", "QUIC", "DATA"}:
+    if protocols - {"TCP", "UDP", "TLS", "QUIC", "DATA", "ICMP", "ICMPv6"}:
         return "http"
     if "TLS" in protocols:
         return "tls"

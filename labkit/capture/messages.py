@@ -156,6 +156,7 @@ class Dissected:
         forwarded_by: the routers that have sent it on so far, ("r1", "r2"). On each link of its way a packet is seen
             anew, and what it carries is that of its first link, as are ``flow`` and ``retransmission``; ``headers``
             are what they are here, which may be other addresses.
+        quoted: of an ICMP error: the flow of the packet that it is about. Else None.
     """
 
     index: int
@@ -170,6 +171,7 @@ class Dissected:
     messages: tuple[Message, ...]
     before: int | None = None
     forwarded_by: tuple[str, ...] = ()
+    quoted: Flow | None = None
 
     @property
     def flags(self) -> frozenset[str]:
@@ -196,7 +198,8 @@ class Dissected:
         """
         if self._is_quic:
             return self._quic_parts()
-        parts = [] if self.label in ("data", "datagram") and self.messages else [self.label]
+        named = self.label in ("data", "datagram") or self.headers.icmp is not None
+        parts = [] if named and self.messages else [self.label]
         texts = (self._early(message) for message in self.messages if message.protocol != "TCP")
         for text, same in groupby(texts):
             count = len(list(same))

@@ -229,28 +229,37 @@ class _Reader:
 
     def _read_again(self) -> None:
         """Try once more what came before the packet that brought its keys, its connection ID or its reset's token."""
+        unread = [n for n, packets in enumerate(self.packets) if not packets and self.datagrams[n].data]
+        unopened = [
+            (number, place)
+            for number, packets in enumerate(self.packets)
+            for place, packet in enumerate(packets)
+            if packet.frames is None and not packet.note
+        ]
+        if not self.connections or not (unread or unopened):
+            return
         for connection in self.connections:
             connection.tls_messages()  # teaches the session what the server's transport parameters say
             if token := connection.session.reset_token:
                 self.identities.add_token(connection, False, token)
-        for number, packets in enumerate(self.packets):
-            if not packets:
-                self.read(number)
-            for place, packet in enumerate(packets):
-                if packet.frames is None and not packet.note:
-                    read = self._long if is_long(packet.data) else self._short
-                    packets[place] = read(number, packet.data) or packet
+        for number in unread:
+            self.read(number)
+        for number, place in unopened:
+            packet = self.packets[number][place]
+            read = self._long if is_long(packet.data) else self._short
+            self.packets[number][place] = read(number, packet.data) or packet
 
     def readings(self) -> list[QuicReading | None]:
         self._read_again()
-        describe = {connection: _Names(connection) for connection in self.connections}
+        describe: dict[Connection, _Names] = {}
         readings: list[QuicReading | None] = []
         for packets in self.packets:
             found: list[Found] = []
             for packet in packets:
                 assert packet.connection is not None
-                names = describe.setdefault(packet.connection, _Names(packet.connection))
-                found += names.describe(packet)
+                if packet.connection not in describe:
+                    describe[packet.connection] = _Names(packet.connection)
+                found += describe[packet.connection].describe(packet)
             first = packets[0] if packets else None
             if first is None or first.connection is None:
                 readings.append(None)

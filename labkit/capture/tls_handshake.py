@@ -26,7 +26,7 @@ from labkit.capture.tls_session import (
 NEW_SESSION_TICKET, CERTIFICATE, KEY_UPDATE = 4, 11, 24
 _HANDSHAKE_NAMES = {
     0: "HelloRequest", CLIENT_HELLO: "ClientHello", SERVER_HELLO: "ServerHello",
-    NEW_SESSION_TICKET: "NewSessionTicket", 5: "EndOfEarlyData",
+    3: "HelloVerifyRequest", NEW_SESSION_TICKET: "NewSessionTicket", 5: "EndOfEarlyData",
     ENCRYPTED_EXTENSIONS: "EncryptedExtensions", CERTIFICATE: "Certificate", 12: "ServerKeyExchange",
     13: "CertificateRequest", 14: "ServerHelloDone", 15: "CertificateVerify", 16: "ClientKeyExchange",
     20: "Finished", 22: "CertificateStatus", KEY_UPDATE: "KeyUpdate", 25: "CompressedCertificate",
@@ -44,6 +44,11 @@ def split_handshake(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         position = end
 
 
+def handshake_name(kind: int) -> str:
+    """Name a type of handshake message."""
+    return _HANDSHAKE_NAMES.get(kind, f"handshake message {kind}")
+
+
 def describe_handshake(kind: int, body: bytes, session: Session) -> tuple[str, str]:
     """Name one handshake message.
 
@@ -55,7 +60,7 @@ def describe_handshake(kind: int, body: bytes, session: Session) -> tuple[str, s
     Returns:
         name and detail. A message that cannot be read is "malformed ...".
     """
-    name = _HANDSHAKE_NAMES.get(kind, f"handshake message {kind}")
+    name = handshake_name(kind)
     try:
         if kind == CLIENT_HELLO:
             return name, _client_hello_detail(Hello.parse(body, from_client=True))
@@ -95,7 +100,7 @@ def _client_hello_detail(hello: Hello) -> str:
 
 
 def _server_hello_detail(hello: Hello, session: Session) -> str:
-    details = ["TLS 1.3" if hello.tls13 else "TLS 1.2 or older"]
+    details = [("DTLS" if session.datagrams else "TLS") + (" 1.3" if hello.tls13 else " 1.2 or older")]
     details.append(hello.suite_name)
     if KEY_SHARE in hello.extensions:
         details.append("key share: " + ", ".join(hello.key_shares))

@@ -136,21 +136,28 @@ class Tls12Keys:
         """Bytes of nonce in front of the ciphertext of each record."""
         return 12 - self._hidden
 
-    def open(self, header: bytes, body: bytes) -> bytes | None:
-        """Decrypt the next record (RFC 5246 section 6.2.3.3); None where these are not its keys."""
+    def open(self, header: bytes, body: bytes, sequence: int | None = None) -> bytes | None:
+        """Decrypt a record (RFC 5246 section 6.2.3.3); None where these are not its keys.
+
+        Args:
+            header: begins with the record's type and version.
+            body: what it protects.
+            sequence: its number, where it says it itself (RFC 6347 section 4.1.2.1); else it is the next record.
+        """
         from cryptography.exceptions import InvalidTag
 
         length = len(body) - self.nonce_length - _TAG_LENGTH
         if length < 0:
             return None
+        number = self._sequence if sequence is None else sequence
         if self._cipher == "gcm":
             nonce = self._iv + body[:8]
         else:
-            nonce = (int.from_bytes(self._iv, "big") ^ self._sequence).to_bytes(12, "big")
-        extra = self._sequence.to_bytes(8, "big") + header[:3] + length.to_bytes(2, "big")
+            nonce = (int.from_bytes(self._iv, "big") ^ number).to_bytes(12, "big")
+        extra = number.to_bytes(8, "big") + header[:3] + length.to_bytes(2, "big")
         try:
             plain = self._opener.decrypt(nonce, body[self.nonce_length :], extra)
         except InvalidTag:
             return None
-        self._sequence += 1
+        self._sequence = number + 1
         return plain

@@ -48,6 +48,13 @@ def looks_like_tls(data: bytes) -> bool:
     return known and 0 < int.from_bytes(data[3:5], "big") <= _MAX_RECORD
 
 
+def alert(data: bytes) -> tuple[str, str]:
+    """Name an alert: "Alert close_notify", "warning"."""
+    if len(data) != 2:
+        return "malformed Alert", f"{len(data)} bytes"
+    return f"Alert {_ALERT_NAMES.get(data[1], str(data[1]))}", _ALERT_LEVELS.get(data[0], "unknown level")
+
+
 def read_tls(client: bytes, server: bytes, secrets: KeyLog) -> tuple[list[Found], list[Found]]:
     """Name everything that a TLS connection says.
 
@@ -158,9 +165,9 @@ class _Walker:
             data, data_at, level = plain, data_at + self._keys12.nonce_length, "application"
         if kind == HANDSHAKE:
             self._take_handshake(data, level, start, data_at, end)
-        elif kind == ALERT and len(data) == 2:
-            name = _ALERT_NAMES.get(data[1], str(data[1]))
-            self._add(f"Alert {name}", level, start, end, data, _ALERT_LEVELS.get(data[0], "unknown level"))
+        elif kind == ALERT:
+            name, detail = alert(data)
+            self._add(name, level, start, end, data, detail)
         elif kind == APPLICATION_DATA:
             rejected = level == "early" and self._session.early_accepted is False
             self._add("Application data", level, start, end, data, rejected=rejected, role="data")

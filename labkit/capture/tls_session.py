@@ -79,8 +79,8 @@ class Hello:
 
     @property
     def tls13(self) -> bool:
-        """Whether this ServerHello chose TLS 1.3."""
-        return self.extensions.get(SUPPORTED_VERSIONS) == b"\x03\x04"
+        """Whether this ServerHello chose TLS 1.3, or DTLS 1.3."""
+        return self.extensions.get(SUPPORTED_VERSIONS) in (b"\x03\x04", b"\xfe\xfc")  # RFC 8446, RFC 9147
 
     @property
     def session_ticket(self) -> bytes:
@@ -102,12 +102,14 @@ class Session:
         server: the ServerHello (not a HelloRetryRequest).
         early_accepted: whether the server takes early data.
         reset_token: what the server's Stateless Resets end with (RFC 9000 section 18.2); b"" for none.
+        datagrams: whether it is DTLS.
     """
 
     client: Hello | None = None
     server: Hello | None = None
     early_accepted: bool | None = None
     reset_token: bytes = b""
+    datagrams: bool = False
 
     @property
     def tls13(self) -> bool | None:

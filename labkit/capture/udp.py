@@ -35,14 +35,15 @@ def read_datagrams(packets: Sequence[Dissected], secrets: KeyLog) -> list[Dissec
     made: dict[Found, Message] = {}  # a message that spans datagrams stays one object
     named: list[Dissected] = []
     for number, packet in enumerate(packets):
+        flow, from_client = packet.flow, packet.from_client
         if (reading := quic[number]) is not None:
             found[number] = reading.found
-            flow = Flow(*reading.client, *reading.server, "UDP")
-            packet = replace(packet, flow=flow, from_client=reading.from_client)
+            flow, from_client = Flow(*reading.client, *reading.server, "UDP"), reading.from_client
         for item in found[number]:
             if item not in made:
                 made[item] = item.message(indexes[item.start], indexes[item.end])
-        named.append(replace(packet, messages=tuple(made[item] for item in found[number])))
+        messages = tuple(made[item] for item in found[number])
+        named.append(replace(packet, flow=flow, from_client=from_client, messages=messages))
     return named
 
 

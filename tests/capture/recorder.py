@@ -169,8 +169,9 @@ def main(scenario: str, output: str) -> None:
     import scenarios_quic
     import scenarios_tcp
     import scenarios_tls
+    import scenarios_webrtc
 
-    known = {**vars(scenarios_tcp), **vars(scenarios_tls), **vars(scenarios_quic)}
+    known = {**vars(scenarios_tcp), **vars(scenarios_tls), **vars(scenarios_quic), **vars(scenarios_webrtc)}
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(Path(folder))
         try:

@@ -16,7 +16,16 @@ from labkit.capture.quic_frames import QuicFrame, parse_frames
 from labkit.capture.tls_handshake import describe_handshake
 from labkit.capture.tls_session import Hello, Session
 
-SCENARIOS = ["http_pipelined", "tls12_aes128", "tls13", "openssl_early_data", "quic_early", "quic_retry", "fast_open"]
+SCENARIOS = [
+    "http_pipelined",
+    "tls12_aes128",
+    "tls13",
+    "openssl_early_data",
+    "quic_early",
+    "quic_retry",
+    "fast_open",
+    "webrtc",
+]
 
 
 def mutate(random_: random.Random, transits: list[Transit]) -> list[Transit]:

@@ -75,7 +75,9 @@ def test_udp_and_icmp(record):
         ("UDP", "datagram", "4 bytes", b"ping"),
         ("UDP", "datagram", "5 bytes", b"pong!"),
     ]
-    assert (icmp.flow.protocol, icmp.messages) == ("ICMP", ())
+    assert (icmp.flow.protocol, icmp.messages[0].name) == ("ICMP", "port unreachable")
+    assert icmp.quoted == recording.packets[2].flow
+    assert icmp.messages[0].detail == f"about 127.0.0.1:{icmp.quoted.client_port} → 127.0.0.1:9 UDP"
 
 
 # What is lost, repeated, or not accepted ---------------------------------------------------------------

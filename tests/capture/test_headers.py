@@ -119,7 +119,7 @@ def test_a_length_of_zero_is_the_rest():
         (ipv4(6, tcp(b"")[:12] + b"\xf0" + tcp(b"")[13:]), "malformed TCP header"),
         (ipv4(1, b"\x08\0\0\0"), "ICMP echo request"),
         (ipv4(1, b"\x03\x03\0\0"), "ICMP port unreachable"),
-        (ipv4(1, b"\x03\x04\0\0"), "ICMP destination unreachable"),
+        (ipv4(1, b"\x03\x04\0\0"), "ICMP fragmentation needed"),
         (ipv4(1, b"\x7b\0\0\0"), "ICMP type 123"),
         (ipv4(1, b"\x08"), "malformed ICMP message"),
         (ipv6(58, b"\x87\0\0\0"), "ICMPv6 neighbour solicitation"),
@@ -134,10 +134,11 @@ def test_labels_of_other_and_malformed_frames(frame, label):
 
 
 def test_the_answer_to_an_echo_request_comes_from_the_server():
-    request, reply = ipv4(1, b"\x08\0\0\0ping"), bytearray(ipv4(1, b"\0\0\0\0ping"))
+    request, reply = ipv4(1, b"\x08\0\0\0\0\3\0\7ping"), bytearray(ipv4(1, b"\0\0\0\0\0\3\0\7ping"))
     reply[26:30], reply[30:34] = reply[30:34], reply[26:30]
     transits = [Transit(1, 2, "a", "b", request), Transit(3, 4, "b", "a", bytes(reply))]
     first, second = dissect(transits, KeyLog())
-    assert [first.what, second.what] == ["ICMP echo request", "ICMP echo reply"]
+    assert [first.what, second.what] == ["ICMP echo request seq 7", "ICMP echo reply seq 7"]
+    assert (first.label, first.messages[0].detail) == ("ICMP echo request", "id 3, seq 7")
     assert (first.from_client, second.from_client) == (True, False)
     assert first.flow == second.flow
