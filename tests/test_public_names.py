@@ -99,6 +99,7 @@ MET = {
     "labkit.handshakes.phases": ["Timeline", "connections", "evidence", "timeline"],
     "labkit.load.load": ["Load", "load"],
     "labkit.load.server_process": ["ServerProcess"],
+    "labkit.network.engine": ["SocketAddress"],
     "labkit.network.host": ["Counters", "Sysctl"],
     "labkit.network.link": ["Counts"],
     "labkit.network.process": ["Completed", "Program"],
@@ -108,6 +109,7 @@ MET = {
     "labkit.queues.history": ["ConnectionHistory", "History", "ListenerHistory", "Steps"],
     "labkit.queues.run_queue": ["ThreadTimes", "between", "threads_of", "tree"],
     "labkit.queues.watch": ["Watch"],
+    "labkit.services.processes": ["Memory"],
 }
 
 

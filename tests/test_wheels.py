@@ -85,7 +85,16 @@ def examples() -> Iterator[tuple[str, str, str]]:
 
 
 def test_the_page_has_an_example_of_each_part() -> None:
-    assert [name for name, _, _ in examples()] == ["Hosts", "Wire", "Capture", "Files", "Servers", "Queues", "Load"]
+    assert [name for name, _, _ in examples()] == [
+        "Hosts",
+        "Wire",
+        "Capture",
+        "Files",
+        "Servers",
+        "Programs of other people",
+        "Queues",
+        "Load",
+    ]
 
 
 @pytest.mark.parametrize(("program", "printed"), [pytest.param(*rest, id=name) for name, *rest in examples()])

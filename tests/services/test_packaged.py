@@ -22,9 +22,19 @@ PACKAGED = {each.__name__: each for each in (Envoy, HAProxy, Nginx, PostgreSQL, 
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Lab]:
-    """One lab for tests that leave nothing on it."""
+def kernel() -> Iterator[Lab]:
+    """One lab for tests that leave nothing on it. What takes long is tried on loopback in test_services_end.py."""
     with Lab(rtt_ms=2, hosts=["proxy"]) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module", params=["", "loopback"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The same, on the best tier and on the lowest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABKIT_TIER", request.param)
+        lab = Lab(rtt_ms=2, hosts=["proxy"])
+    with lab:
         yield lab
 
 
@@ -42,13 +52,13 @@ def fetch(lab: Lab, port: int = 80, context: ssl.SSLContext | None = None) -> st
 
 
 def test_what_is_not_installed_is_named_with_the_command_that_brings_it(
-    shared: Lab, monkeypatch: pytest.MonkeyPatch
+    kernel: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, kind in PACKAGED.items():
         monkeypatch.setattr(kind, "path", classmethod(lambda cls: None))
         assert not kind.available()
         with pytest.raises(ProgramNotFound, match=rf"{name}: no program .*To bring it: (sudo apt-get|pip) install "):
-            kind(shared.server)  # type: ignore[call-arg]
+            kind(kernel.server)  # type: ignore[call-arg]
 
 
 def test_programs_in_sbin_are_found_without_them_on_path(require_program: Require, monkeypatch: Any) -> None:
@@ -109,28 +119,29 @@ WRONG: dict[str, tuple[Callable[[Lab], Packaged], str]] = {
     "haproxy": (lambda lab: HAProxy(lab.proxy, "frontend web\n  bind proxy.lab:80\n  bindd x\n"), "keyword 'bindd'"),
     "unbound": (lambda lab: Unbound(lab.server, ["www IN NONSENSE server"]), "parse error lab.zone"),
     "envoy": (lambda lab: Envoy(lab.proxy, "static: {a: {address: proxy.lab, port_value: 80}}"), "'static'"),
-    "postgres": (lambda lab: PostgreSQL(lab.server, "share_buffers = 1"), 'parameter "share_buffers"'),
+    "postgres": (lambda lab: PostgreSQL(lab.server, "share_buffers = 1"), '"share_buffers" in file .*lab.conf" line 1'),
+    "rabbitmq-server": (lambda lab: RabbitMQ(lab.server, "nonsense = 3"), "unknown variable: nonsense$"),
 }
 
 
 @pytest.mark.parametrize("program", WRONG)
 def test_a_wrong_configuration_is_told_in_the_programs_words(
-    shared: Lab, require_program: Require, program: str
+    kernel: Lab, require_program: Require, program: str
 ) -> None:
-    if program in ("nginx", "haproxy", "unbound"):
+    if program not in ("postgres", "envoy"):
         require_program(program)
     make, words = WRONG[program]
     with pytest.raises(LabError, match=words):
-        make(shared)
-    assert [path for path in shared.directory.iterdir() if path.is_dir()] == []
+        make(kernel)
+    assert [path for path in kernel.directory.iterdir() if path.is_dir()] == []
 
 
-def test_a_configuration_has_to_name_an_address(shared: Lab, require_program: Require) -> None:
+def test_a_configuration_has_to_name_an_address(kernel: Lab, require_program: Require) -> None:
     require_program("nginx")
     with pytest.raises(InvalidValue, match=r"for instance proxy\.lab:80"):
-        Nginx(shared.proxy, "server { listen 80; }")
+        Nginx(kernel.proxy, "server { listen 80; }")
     with pytest.raises(InvalidValue, match="configuration=80: give a text"):
-        Nginx(shared.proxy, 80)  # type: ignore[arg-type]
+        Nginx(kernel.proxy, 80)  # type: ignore[arg-type]
 
 
 ENVOY = """
@@ -214,17 +225,17 @@ async def select(url: str, query: str) -> Any:
         await connection.close()
 
 
-def test_postgresql_answers_and_forgets(shared: Lab) -> None:
-    with PostgreSQL(shared.server, "shared_buffers = 16MB") as database:
-        with shared.client:
+def test_postgresql_answers_and_forgets(kernel: Lab) -> None:
+    with PostgreSQL(kernel.server, "shared_buffers = 16MB") as database:
+        with kernel.client:
             assert asyncio.run(select(database.url, "show shared_buffers")) == "16MB"
             asyncio.run(select(database.url, "create table kept (n int)"))
-        psql = [database.tool("psql"), "-XAt", "-h", shared.server.ip, "-U", "postgres", "-c", "select 6 * 7"]
-        assert shared.client.run(psql).check().stdout == "42\n"
+        psql = [database.tool("psql"), "-XAt", "-h", kernel.server.ip, "-U", "postgres", "-c", "select 6 * 7"]
+        assert kernel.client.run(psql).check().stdout == "42\n"
         by_socket = [database.tool("psql"), "-XAt", "-h", str(database.directory), "-U", "postgres", "-c", "select 1"]
-        assert shared.server.run(by_socket).check().stdout == "1\n"
+        assert kernel.server.run(by_socket).check().stdout == "1\n"
         assert database.memory.by_name.keys() == {"postgres"}
-    with PostgreSQL(shared.server, background=True) as database, shared.client:
+    with PostgreSQL(kernel.server, background=True) as database, kernel.client:
         assert asyncio.run(select(database.url, "select count(*) from pg_tables where tablename = 'kept'")) == 0
 
 
@@ -240,15 +251,15 @@ async def there_and_back(url: str, body: bytes) -> bytes:
         return message.body
 
 
-def test_rabbitmq_takes_a_message_and_gives_it_back(shared: Lab, require_program: Require) -> None:
+def test_rabbitmq_takes_a_message_and_gives_it_back(kernel: Lab, require_program: Require) -> None:
     require_program("rabbitmq-server")
-    with RabbitMQ(shared.server, "heartbeat = 7", background=True) as broker:
+    with RabbitMQ(kernel.server, "heartbeat = 7", background=True) as broker:
         assert repr(broker) == "<RabbitMQ server.lab:5672, starting>"
-        with shared.client:
+        with kernel.client:
             assert asyncio.run(there_and_back(broker.url, b"hello")) == b"hello"
         assert broker.control("list_queues", "name", "messages") == "name\tmessages\npost\t0\n"
         assert {"beam.smp", "epmd"} <= broker.memory.by_name.keys()
     assert "Server startup complete" in broker.log
     for port in (1303, 65535, "5672"):
         with pytest.raises(InvalidValue, match="from 1304 to 45535"):
-            RabbitMQ(shared.server, port=port)  # type: ignore[arg-type]
+            RabbitMQ(kernel.server, port=port)  # type: ignore[arg-type]

@@ -16,12 +16,30 @@ Start = Callable[..., "subprocess.Popen[str]"]
 Until = Callable[..., None]
 
 ALL_OF_THEM = """
-import sys
+import asyncio, sys
+import aio_pika, asyncpg
 from labkit import Lab
 from labkit.services import Envoy, PostgreSQL, RabbitMQ
+
+async def ask(url):
+    connection = await asyncpg.connect(url, timeout=20)
+    assert await connection.fetchval("select 6 * 7") == 42
+    await connection.close()
+
+async def post(url):
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue("post")
+        await channel.default_exchange.publish(aio_pika.Message(b"hello"), routing_key="post")
+        assert (await queue.get(timeout=20)).body == b"hello"
+
 lab = Lab(rtt_ms=0)
 broker, database = RabbitMQ(lab.server, background=True), PostgreSQL(lab.server, background=True)
 services = [Envoy(lab.server), database.ready(), broker.ready() if sys.argv[1] == "running" else broker]
+with lab.client:
+    asyncio.run(ask(database.url))
+    if sys.argv[1] == "running":
+        asyncio.run(post(broker.url))
 print(lab.tier, lab.directory, flush=True)
 sys.stdin.read()
 """
