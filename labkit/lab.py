@@ -186,7 +186,13 @@ class Lab(Network):
         return capture
 
     def watch(
-        self, port: int, at: Host | str = "server", *, every_us: float = 1000, connections: bool = False
+        self,
+        port: int,
+        at: Host | str = "server",
+        *,
+        every_us: float = 1000,
+        connections: bool = False,
+        tcp: bool = False,
     ) -> Watch:
         """Sample the kernel's queues of a port, from now to the end of a ``with`` block.
 
@@ -196,6 +202,8 @@ class Lab(Network):
             at: the host whose kernel is asked.
             every_us: from one look to the next, microseconds.
             connections: look at each connection, too: receive queue, send queue, windows, RTT.
+            tcp: look at all that the kernel knows of each connection (TCP_INFO): congestion window and threshold,
+                segments in flight and sent again, RTT, rates, what was the limit. It is in ``history.tcp``.
 
         Raises:
             InvalidValue: no such host, port or period. LabClosed. NotAvailableHere: the tier "loopback".
@@ -203,7 +211,7 @@ class Lab(Network):
         from labkit.queues.watch import Watch
 
         self.check_open()
-        return Watch(self._host("at", at), port, every_us=every_us, connections=connections)
+        return Watch(self._host("at", at), port, every_us=every_us, connections=connections, tcp=tcp)
 
 
 def _hosts_of(networks: Mapping[str, Sequence[str]]) -> list[Sequence[str]]:

@@ -264,6 +264,14 @@ class Host:
         return self.engine.door(self.name, server.name, checks.port("port", port))
 
     @property
+    def congestion_controls(self) -> tuple[str, ...]:
+        """The algorithms that this kernel has: names for ``sock.setsockopt(IPPROTO_TCP, TCP_CONGESTION, b"cubic")``.
+
+        A host's sockets begin with "reno", whatever the machine's default is. See tcp(7).
+        """
+        return tuple(self.sysctl["net.ipv4.tcp_available_congestion_control"].split())
+
+    @property
     def counters(self) -> Counters:
         """The kernel's counters of this host, now. Subtract two of them to see what happened in between."""
         return Counters.parse(

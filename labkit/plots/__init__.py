@@ -6,5 +6,6 @@ from labkit.plots.live import live
 from labkit.plots.picture import Picture
 from labkit.plots.queues import plot_queues
 from labkit.plots.race import plot_race
+from labkit.plots.tcp import plot_tcp
 
-__all__ = ["Picture", "live", "plot_buffers", "plot_ladder", "plot_queues", "plot_race"]
+__all__ = ["Picture", "live", "plot_buffers", "plot_ladder", "plot_queues", "plot_race", "plot_tcp"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from labkit import checks
+from labkit.queues.tcp_info import TcpInfo
 from labkit.recordable import Recordable
 
 Key = TypeVar("Key")
@@ -88,6 +89,35 @@ class ConnectionHistory:
 
 
 @dataclass(frozen=True)
+class TcpHistory:
+    """What the kernel knew of one connection over a run: each field of labkit.queues.tcp_info.TcpInfo as steps.
+
+    A connection that has gone has 0 from then on.
+    """
+
+    ca_state: Steps
+    cwnd: Steps
+    ssthresh: Steps
+    in_flight: Steps
+    lost: Steps
+    retransmissions: Steps
+    rtt_us: Steps
+    rttvar_us: Steps
+    min_rtt_us: Steps
+    rto_us: Steps
+    mss: Steps
+    path_mtu: Steps
+    unsent: Steps
+    send_window: Steps
+    bytes_acked: Steps
+    pacing_rate: Steps
+    delivery_rate: Steps
+    busy_us: Steps
+    rwnd_limited_us: Steps
+    sndbuf_limited_us: Steps
+
+
+@dataclass(frozen=True)
 class History(Recordable):
     """The queues of one port of a host over a run.
 
@@ -103,6 +133,7 @@ class History(Recordable):
         cpu_s: processor time that looking took.
         started_ns: the first look on the clock of captures, nanoseconds since 1970.
         tier: of the lab, or where and when it was recorded.
+        tcp: all that the kernel knew of each connection, where it was asked for; by the same names as ``connections``.
     """
 
     host: str
@@ -116,6 +147,7 @@ class History(Recordable):
     cpu_s: float
     started_ns: int
     tier: str
+    tcp: dict[str, TcpHistory] = field(default_factory=dict, repr=False)
 
     @property
     def accept_queue(self) -> Steps:
@@ -143,6 +175,7 @@ class History(Recordable):
             "listeners": {str(inode): _plain_all(listener) for inode, listener in self.listeners.items()},
             "connections": {client: _plain_all(each) for client, each in self.connections.items()},
             "counters": dict(self.counters),
+            **({"tcp": {client: _plain_all(each) for client, each in self.tcp.items()}} if self.tcp else {}),
         }
 
     @classmethod
@@ -156,6 +189,7 @@ class History(Recordable):
             connections={client: ConnectionHistory(**_steps_all(d)) for client, d in data["connections"].items()},
             counters=dict(data["counters"]),
             tier=tier or data["tier"],
+            tcp={client: TcpHistory(**_steps_all(d)) for client, d in data.get("tcp", {}).items()},
         )
 
     def __repr__(self) -> str:
@@ -195,15 +229,18 @@ def build(samples: Sequence[Mapping[str, Any]], end_ns: int, **about: Any) -> Hi
     handshakes: Pairs = []
     listeners: dict[int, tuple[Pairs, Pairs]] = {}
     connections: dict[str, tuple[Pairs, ...]] = {}
+    tcp: dict[str, tuple[Pairs, ...]] = {}
     for sample in samples:
         time_s = (sample["at"] - start_ns) / 1e9
         _add(handshakes, time_s, sample["syn_queue"])
         _follow(listeners, {int(inode): values for inode, values in sample["listeners"].items()}, time_s, 2)
         _follow(connections, sample["connections"], time_s, len(CONNECTION))
+        _follow(tcp, sample.get("tcp", {}), time_s, len(TcpInfo._fields))
     return History(
         syn_queue=_of_pairs(handshakes),
         listeners={inode: ListenerHistory(*map(_of_pairs, pairs)) for inode, pairs in listeners.items()},
         connections={client: ConnectionHistory(*map(_of_pairs, pairs)) for client, pairs in connections.items()},
+        tcp={client: TcpHistory(*map(_of_pairs, pairs)) for client, pairs in tcp.items()},
         looks=samples[-1]["looks"],
         cpu_s=samples[-1]["cpu_s"],
         duration_s=max(0, end_ns - start_ns) / 1e9,
@@ -235,7 +272,7 @@ def _plain(steps: Steps) -> list[list[float]]:
     return [[round(time_s, 6), value] for time_s, value in zip(steps.times_s, steps.values, strict=True)]
 
 
-def _plain_all(of: ListenerHistory | ConnectionHistory) -> dict[str, list[list[float]]]:
+def _plain_all(of: ListenerHistory | ConnectionHistory | TcpHistory) -> dict[str, list[list[float]]]:
     return {name: _plain(steps) for name, steps in vars(of).items()}
 
 

@@ -3,9 +3,9 @@
 It runs beside the notebook, so that a busy server does not keep it from looking, and has a socket of the host's, which
 is all that sock_diag needs. Standard library only, started without site-packages.
 
-Arguments: the descriptor of a NETLINK_SOCK_DIAG socket, the port, the period in µs, "connections" to look at those,
-too. A line of JSON for each look at which something was different, and one at the end. It ends with its standard
-input, and with the process that started it.
+Arguments: the descriptor of a NETLINK_SOCK_DIAG socket, the port, the period in µs, and what to look at: "listeners",
+"connections" for those, too, "tcp" for all that the kernel knows of them. A line of JSON for each look at which
+something was different, and one at the end. It ends with its standard input, and with the process that started it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import time
 from typing import Any
 
 from labkit.queues.diag import CONNECTIONS, LISTEN, LISTENERS, SYN_RECV, Entry, ask, request
+from labkit.queues.tcp_info import parse
 
 
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads any more: end, without a word
     descriptor, port, period_us = map(int, sys.argv[1:4])
     netlink = socket.socket(fileno=descriptor)
-    if sys.argv[4] == "connections":
+    tcp = sys.argv[4] == "tcp"
+    if tcp or sys.argv[4] == "connections":
         # One question for all ports: the kernel goes through its table of connections once for each question.
         question = request(states=LISTENERS | CONNECTIONS, info=True)
     else:
@@ -36,7 +38,7 @@ def main() -> None:
     looks, due = 0, time.monotonic_ns()
     while True:
         looks += 1
-        now = look(netlink, question, f":{port}")
+        now = look(netlink, question, f":{port}", tcp=tcp)
         if now != before:
             before = now
             tell({"at": time.time_ns(), "looks": looks, "cpu_s": time.process_time(), **now})
@@ -46,13 +48,15 @@ def main() -> None:
             due, left_s = time.monotonic_ns(), 0
         if select.select([sys.stdin], [], [], left_s)[0] or os.getppid() != parent:
             break
-    tell({"at": time.time_ns(), "looks": looks, "cpu_s": time.process_time(), **look(netlink, question, f":{port}")})
+    now = look(netlink, question, f":{port}", tcp=tcp)
+    tell({"at": time.time_ns(), "looks": looks, "cpu_s": time.process_time(), **now})
 
 
-def look(netlink: socket.socket, question: bytes, port: str) -> dict[str, Any]:
+def look(netlink: socket.socket, question: bytes, port: str, *, tcp: bool) -> dict[str, Any]:
     """The listeners' queues by inode, how many handshakes wait for their last ACK, each connection by its client."""
     listeners: dict[str, list[int]] = {}
     connections: dict[str, list[int]] = {}
+    told: dict[str, list[int]] = {}
     handshakes = 0
     for entry in ask(netlink, question):
         ours = entry.local.endswith(port)
@@ -61,8 +65,12 @@ def look(netlink: socket.socket, question: bytes, port: str) -> dict[str, Any]:
         elif entry.state == SYN_RECV and ours:
             handshakes += 1
         elif 1 << entry.state & CONNECTIONS and (ours or entry.peer.endswith(port)):
-            connections[entry.peer if ours else entry.local] = of_connection(entry)
-    return {"syn_queue": handshakes, "listeners": listeners, "connections": connections}
+            client = entry.peer if ours else entry.local
+            connections[client] = of_connection(entry)
+            if tcp:
+                told[client] = [*parse(entry.info)]
+    seen = {"syn_queue": handshakes, "listeners": listeners, "connections": connections}
+    return {**seen, "tcp": told} if tcp else seen
 
 
 def of_connection(entry: Entry) -> list[int]:

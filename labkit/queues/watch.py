@@ -27,6 +27,7 @@ class Watch:
         port: of a server: on the server's host its listeners and connections are seen, on a client's its connections.
         every_us: from one look to the next, microseconds. A busy machine looks less often: see ``History.looks``.
         connections: look at each connection, too.
+        tcp: look at all that the kernel knows of each connection: ``History.tcp``.
 
     Attributes:
         closed: whether it has ended.
@@ -37,10 +38,13 @@ class Watch:
         NotReady: the process did not start in time.
     """
 
-    def __init__(self, host: Host, port: int, *, every_us: float = 1000, connections: bool = False) -> None:
+    def __init__(
+        self, host: Host, port: int, *, every_us: float = 1000, connections: bool = False, tcp: bool = False
+    ) -> None:
         checks.instance("host", host, Host, "a host of the lab, for instance lab.server")
         checks.port("port", port)
         checks.flag("connections", connections)
+        checks.flag("tcp", tcp)
         checks.number("every_us", every_us, 100, 10_000_000, unit="microseconds")
         self.host, self.port = host, port
         self.closed = False
@@ -48,12 +52,13 @@ class Watch:
         self._samples: list[dict[str, Any]] = []
         self._history: History | None = None
         self._first, self._lock = threading.Event(), threading.RLock()
+        looked_at = "tcp" if tcp else "connections" if connections else "listeners"
         netlink = host.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
         with netlink:
             self._before = host.counters
             self._process = child.start(
                 "labkit.queues.sampler",
-                *(netlink.fileno(), port, round(every_us), "connections" if connections else "listeners"),
+                *(netlink.fileno(), port, round(every_us), looked_at),
                 pass_fds=[netlink.fileno()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
