@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labkit.errors import LabError
+from labkit.errors import InvalidValue, LabError, NotAvailableHere
 
 if TYPE_CHECKING:
     from labkit.lab import Lab
@@ -74,6 +75,24 @@ def _parser() -> argparse.ArgumentParser:
     _lab_options(shell)
     shell.add_argument("-c", action="append", dest="lines", metavar="LINE", help="do this and end; again for more")
     shell.set_defaults(command=_shell)
+    attach = commands.add_parser("attach", help="a shell, or a program, on a host of a running lab")
+    attach.add_argument("host", help="name of the host, server")
+    attach.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="WORD", help="a program and its arguments; a shell by default"
+    )
+    attach.set_defaults(command=_attach)
+    capture = commands.add_parser("capture", help="stream what crosses the wire: capture -w - | wireshark -k -i -")
+    capture.add_argument("-w", dest="target", required=True, metavar="FILE", help="pcapng; - is standard output")
+    capture.add_argument(
+        "lines",
+        nargs="*",
+        metavar="LINE",
+        help="of labkit shell, in a lab of its own; none: a running lab's",
+    )
+    _lab_options(capture)
+    capture.set_defaults(command=_capture)
+    for command in (attach, capture):
+        command.add_argument("--lab", metavar="NAME", help="name or directory of the lab, where several run")
     bench = commands.add_parser("bench", help="how fast the lab is on this machine")
     bench.set_defaults(command=_bench)
     for command in (doctor, race, queues, bench):
@@ -146,13 +165,54 @@ def _lab(options: argparse.Namespace) -> Lab:
 def _shell(options: argparse.Namespace) -> int:
     from labkit.shell.console import Console
 
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and what is open is closed
+    _end_in_order()
     terminal = os.isatty(0) and os.isatty(1)
-    with _lab(options) as lab:
-        console = Console(lab, terminal=terminal)
+    with _lab(options) as lab, contextlib.closing(Console(lab, terminal=terminal)) as console:
         if options.lines:
-            return console.follow(options.lines, "{}")
-        return console.interact() if terminal else console.follow(sys.stdin)
+            return console.follow(options.lines, "-c {}")
+        if not terminal:
+            return console.follow(sys.stdin)
+        with contextlib.suppress(NotAvailableHere):  # nobody can attach where this is not Linux
+            lab.open_door()
+        return console.interact()
+
+
+def _end_in_order() -> None:
+    """SIGTERM closes what is open."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from labkit.network.attach import attach, find
+
+    _end_in_order()
+    return attach(find(options.lab), options.host, options.words)
+
+
+def _capture(options: argparse.Namespace) -> int:
+    if options.target == "-" and os.isatty(1):
+        raise InvalidValue("-w -: standard output is a terminal, pipe it: | wireshark -k -i -")
+    _end_in_order()
+    with contextlib.ExitStack() as ending:
+        target = 1
+        if options.target != "-":
+            target = ending.enter_context(open(options.target, "wb")).fileno()
+        if not options.lines:
+            from labkit.network.attach import find, stream
+
+            stream(find(options.lab), target)
+            return 0
+        from labkit.shell.console import Console
+
+        lab = ending.enter_context(_lab(options))
+        live = ending.enter_context(contextlib.closing(lab.stream(target)))
+        screens = (2, 2) if target == 1 else (1, 2)
+        console = ending.enter_context(contextlib.closing(Console(lab, terminal=False, screens=screens)))
+        try:
+            return console.follow(options.lines, "line {}")
+        finally:
+            lab.wire.settle()
+            live.close()
 
 
 def _bench(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,8 +21,11 @@ from labkit.network.tiers import FIXED, KERNEL, LOOPBACK, TIERS, allows, forced
 
 if TYPE_CHECKING:
     from labkit.capture.capture import Capture
+    from labkit.capture.stream import LiveStream
+    from labkit.network.attach import Door
     from labkit.queues.watch import Watch
     from labkit.servers.authority import Authority
+    from labkit.servers.terminal_link import TerminalLink
 
 T = TypeVar("T")
 
@@ -81,6 +85,7 @@ class Lab(Network):
             further_names = (name for each in _hosts_of(networks) for name in each)
             links.update((name, Link()) for name in further_names if name not in links)
         self._authority: Authority | None = None
+        self._door: Door | None = None
         self._first = threading.Lock()
         super().__init__(links, seed=seed, name=name, engine=best_engine, networks=networks)
         try:
@@ -184,6 +189,54 @@ class Lab(Network):
         )
         self.register(capture)
         return capture
+
+    def terminal(self, host: Host | str) -> TerminalLink:
+        """See ``Host.terminal``."""
+        from labkit.servers.terminal_link import TerminalLink
+
+        where = self._host("host", host)
+        self.open_door()
+        return TerminalLink(where.name, where.fqdn, self.directory)
+
+    def open_door(self) -> None:
+        """Let this user's other processes get in: `labkit attach`, `labkit capture -w -`. Twice is fine.
+
+        Raises LabClosed; NotAvailableHere on another system than Linux.
+        """
+        from labkit.network.attach import Door
+
+        self.check_open()
+        with self._first:
+            if self._door is None:
+                self._door = Door(self)
+                self.register(self._door)
+                weakref.finalize(self, self._door.close)
+
+    def stream(self, target: int, ended: Callable[[], None] = lambda: None) -> LiveStream:
+        """Write what crosses the wire to a descriptor from now on, as pcapng with the session's secrets.
+
+        Args:
+            target: the descriptor, which stays yours.
+            ended: called when nothing more is written, because it was closed or nobody reads any more.
+
+        Returns:
+            the stream: ``close()`` writes what is held back, and ends it. Raises LabClosed.
+        """
+        from labkit.capture.stream import HOLD_S, LiveStream
+
+        self.check_open()
+        copy = os.dup(target)
+        longest = max(link.rtt_ms for link in self.engine.links.values())
+        stream = LiveStream(
+            self.engine.tap(None),
+            links=lambda: {each.interface_index: each.name for each in self.engine.interfaces.values()},
+            secrets=self.keylog_path.read_text,
+            hold_s=HOLD_S + longest / 1000,
+            target=copy,
+            ended=ended,
+        )
+        self.register(stream)
+        return stream
 
     def watch(
         self,

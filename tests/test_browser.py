@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ARTEFACTS = ROOT / "test-artefacts"
 RUN_MS = 90_000
+TERMINAL = """from labkit import Lab
+lab = Lab(rtt_ms=4, name="terminal")
+lab.server.terminal()"""
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,10 @@ def jupyterlab(
     """A JupyterLab on a copy of the notebooks, where there is a browser to open it; its address with the token."""
     home = tmp_path_factory.mktemp("jupyterlab")
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    cell = {"cell_type": "code", "source": TERMINAL, "metadata": {}, "outputs": [], "execution_count": None, "id": "a"}
+    about = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": about, "cells": [cell]}
+    (home / "notebooks/terminal.ipynb").write_text(json.dumps(notebook))
     settings = home / "settings/@jupyterlab/notebook-extension"
     settings.mkdir(parents=True)
     # Else JupyterLab takes cells that are out of sight out of the page.
@@ -198,4 +206,23 @@ def test_the_queues_live(chromium: Any, jupyterlab: str) -> None:
     panel.locator('img[alt^="24 clients, listen(9): 10 queued"]').wait_for(timeout=RUN_MS)
     panel.scroll_into_view_if_needed()
     keep_screenshot(page, "queues-slider")
+    page.close()
+
+
+def test_a_link_opens_a_terminal_on_a_host(chromium: Any, jupyterlab: str, until: Callable[..., None]) -> None:
+    """What is typed there runs on the lab's server; with the lab the terminal ends."""
+    page = open_and_run(chromium, jupyterlab, "terminal.ipynb")
+    page.get_by_role("link", name="Open a terminal on server.lab").click()
+    page.wait_for_selector(".jp-Terminal .xterm-screen", timeout=RUN_MS)
+    page.locator(".jp-Terminal textarea").focus()
+    page.keyboard.type("(ip -4 -o address show eth0; echo on $LABKIT_HOST) > found; mv found said.txt\n")
+    found = "window.jupyterapp.serviceManager.contents.get('notebooks/said.txt').then(f => f.content, () => '')"
+    until(lambda: page.evaluate(found), RUN_MS / 1000)
+    said = page.evaluate(found)
+    assert "192.0.2.2" in said and said.endswith("on server\n")
+    keep_screenshot(page, "terminal")
+    page.evaluate("window.jupyterapp.commands.execute('filebrowser:open-path', {path: 'notebooks/terminal.ipynb'})")
+    rewrite_and_run(page, "Lab(rtt_ms=4", "lab.close()  # Lab(rtt_ms=4\nprint(lab.closed)", "True")
+    running = "fetch('/api/terminals').then(answer => answer.json())"
+    until(lambda: page.evaluate(running) == [], RUN_MS / 1000)
     page.close()

@@ -207,6 +207,8 @@ def test_a_script_ends_at_the_first_line_that_fails(script: Callable[..., Any]) 
     done = script("# a comment\n\nserver echo \"a  b\" | tr a c\nclient\nsh -c 'exit 7'\necho not reached\n")
     assert (done.returncode, done.stdout) == (1, "c  b\n")
     assert done.stderr == "labkit shell: line 5: \"sh -c 'exit 7'\" ended with 7\n"
+    done = script("exit 4\necho not reached\n")
+    assert (done.returncode, done.stdout, done.stderr) == (4, "", "")
 
 
 def test_a_script_that_does_what_it_says(script: Callable[..., Any], tmp_path: Path) -> None:
@@ -240,6 +242,7 @@ def test_a_script_that_does_what_it_says(script: Callable[..., Any], tmp_path: P
         ("kill %3", "no job %3"),
         ("cd nowhere", "'nowhere' is no folder"),
         ("wait soon", "wait 'soon': give a port"),
+        ("exit now", "exit 'now': give a status"),
         ("help me", "'me' is no command of labkit's"),
     ],
 )

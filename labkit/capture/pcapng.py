@@ -49,12 +49,11 @@ def write_pcapng(
     """
     chosen = list(frames) if arrivals else _first_appearances(frames)
     numbers = {host: number for number, host in enumerate(dict.fromkeys(frame.host for frame in chosen))}
-    blocks = [_section()]
-    blocks += [_interface(host, (interfaces or {}).get(host, "")) for host in numbers]
+    blocks = [section_block()]
+    blocks += [interface_block(host, (interfaces or {}).get(host, "")) for host in numbers]
     if secrets_text:  # before the packets that need them
-        secrets = secrets_text.encode()
-        blocks.append(_block(_SECRETS, struct.pack("<II", _TLS_KEY_LOG, len(secrets)) + _padded(secrets)))
-    blocks += [_packet(frame, numbers[frame.host]) for frame in chosen]
+        blocks.append(secrets_block(secrets_text))
+    blocks += [packet_block(frame, numbers[frame.host]) for frame in chosen]
     content = b"".join(blocks)
     if isinstance(target, (str, os.PathLike)):
         compressed = os.fspath(target).endswith(".gz")
@@ -113,13 +112,15 @@ def _options(*options: tuple[int, bytes]) -> bytes:
     return b"".join(written) + bytes(4) if written else b""
 
 
-def _section() -> bytes:
+def section_block() -> bytes:
+    """What a file begins with (section 4.1)."""
     unknown_length = 0xFFFFFFFFFFFFFFFF
     body = struct.pack("<IHHQ", _BYTE_ORDER_MAGIC, 1, 0, unknown_length)
     return _block(_SECTION, body + _options((_OPTION_APPLICATION, b"labkit")))
 
 
-def _interface(host: str, description: str) -> bytes:
+def interface_block(host: str, description: str = "") -> bytes:
+    """A host as an interface; the first is number 0 (section 4.2)."""
     no_limit = 0
     options = _options(
         (_OPTION_NAME, host.encode()),
@@ -129,7 +130,14 @@ def _interface(host: str, description: str) -> bytes:
     return _block(_INTERFACE, struct.pack("<HHI", _ETHERNET, 0, no_limit) + options)
 
 
-def _packet(frame: Frame, interface: int) -> bytes:
+def secrets_block(text: str) -> bytes:
+    """A key log (NSS format), for the packets after it (section 4.7)."""
+    secrets = text.encode()
+    return _block(_SECRETS, struct.pack("<II", _TLS_KEY_LOG, len(secrets)) + _padded(secrets))
+
+
+def packet_block(frame: Frame, interface: int) -> bytes:
+    """A frame, seen at an interface of this number (section 4.3)."""
     high, low = frame.time_ns >> 32, frame.time_ns & 0xFFFFFFFF
     head = struct.pack("<IIIII", interface, high, low, len(frame.data), frame.length)
     flags = struct.pack("<I", _OUTBOUND if frame.sent else _INBOUND)

@@ -122,6 +122,8 @@ class Owner(Protocol):
 
     def register(self, owned: Closable, name: str | None = None) -> None: ...
 
+    def terminal(self, host: Any) -> Any: ...
+
 
 class Engine(ABC):
     """Hosts and the wire between them. Every method raises LabClosed after ``end``, and the kernel's own OSError.

@@ -238,6 +238,18 @@ class Host:
         environment = {**self.lab.program_environment, **(checks.optional(checks.environment, "env", env) or {})}
         return Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin, files=files)
 
+    def terminal(self) -> Any:
+        """A terminal on this host, in the learner's JupyterLab: as a cell's last line it is a link that opens it.
+
+        Where no notebook server is known, it is the command that opens it in a terminal of this machine. It is an
+        interactive shell of this user's, and ends with the lab. From then on `labkit attach` and `labkit capture -w -`
+        find the lab, too.
+
+        Returns:
+            labkit.servers.terminal_link.TerminalLink. Raises LabClosed.
+        """
+        return self.lab.terminal(self)
+
     def bound(self, port: int) -> SocketAddress:
         """Where a program on this host has to listen so that others find it at this host's `port`, by TCP and UDP.
 

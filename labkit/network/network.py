@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit import checks
-from labkit.errors import InvalidValue, NameTaken
+from labkit.errors import InvalidValue, NameTaken, NotAvailableHere
 from labkit.network import sockets
 from labkit.network.addresses import Subnet
 from labkit.network.engine import Address, Closable, Engine, Start
@@ -296,6 +296,10 @@ class Network:
     def check_open(self) -> None:
         """Raises LabClosed where it has ended."""
         self.engine.check_open()
+
+    def terminal(self, host: Any) -> Any:
+        """A link to a terminal on a host: what labkit.lab.Lab has. Raises NotAvailableHere."""
+        raise NotAvailableHere(f"a terminal on {host.name} is what a labkit.Lab gives, not a bare network")
 
     # What must end with the lab.
 

@@ -19,6 +19,8 @@ import tty
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from labkit.errors import LabClosed
+
 if TYPE_CHECKING:
     from labkit.network.host import Host
 
@@ -36,7 +38,7 @@ class Terminal:
 
     Attributes:
         program: the program.
-        master: the other side of its terminal, a descriptor, to be closed by the caller, as the next.
+        master: the other side of its terminal, a descriptor.
         slave: its terminal. While it is open, what nobody has read can be had by ``unread``.
 
     Raises:
@@ -55,11 +57,24 @@ class Terminal:
         self.master, self.slave = os.openpty()
         try:
             set_size(self.slave, size)
-            self.program = host.start(args, env=env, cwd=cwd, files=[self.slave] * 3)
+            self.program = host.program(args, env=env, cwd=cwd, files=[self.slave] * 3)
         except BaseException:
-            os.close(self.master)
-            os.close(self.slave)
+            self.let_go()
             raise
+
+    def let_go(self) -> None:
+        """Close both sides here. Twice is fine."""
+        for descriptor in (self.master, self.slave):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.master = self.slave = -1
+
+    def close(self) -> None:
+        """End the program as the end of its terminal does, and let go. Closing twice is fine."""
+        with contextlib.suppress(LabClosed):
+            self.program.send_signal(signal.SIGHUP)  # which ends a shell; it ignores SIGTERM
+        self.program.close()
+        self.let_go()
 
 
 def size_of(terminal: int) -> tuple[int, int]:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import html
-import json
 import os
 import select
 import socket
@@ -29,7 +28,6 @@ import ssl
 import threading
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import h11
@@ -40,6 +38,7 @@ from labkit.servers.admission import TOKEN, Admission, Refused, Requests
 from labkit.servers.background import Server
 from labkit.servers.hosts import HostLike, check_host
 from labkit.servers.http1 import READ_BYTES, check_request
+from labkit.servers.jupyter import base_url
 from labkit.servers.threaded import ThreadedServer, interrupt
 
 CONNECT_TIMEOUT_S = 15.0
@@ -124,7 +123,7 @@ class Page(ThreadedServer):
 
     def _links(self) -> list[str]:
         link = f"{self.path}{'&' if '?' in self.path else '?'}{TOKEN}={self._admission.secret}"
-        local, base = f"http://127.0.0.1:{self.port}{link}", _jupyter_base_url()
+        local, base = f"http://127.0.0.1:{self.port}{link}", base_url()
         if os.environ.get("JUPYTERHUB_SERVICE_PREFIX"):
             return [f"{base}proxy/{self.port}{link}"]
         if base is None or not find_spec("jupyter_server_proxy"):
@@ -249,17 +248,3 @@ def _relay(
                     if not received:
                         return
                     unsent[other] = received if sock is server else translate(received)
-
-
-def _jupyter_base_url() -> str | None:
-    """The path below which this kernel's notebook server answers: "/", "/user/ada/". None where there is none."""
-    if prefix := os.environ.get("JUPYTERHUB_SERVICE_PREFIX"):
-        return prefix
-    from jupyter_core.paths import jupyter_runtime_dir
-
-    # A kernel is told its notebook server's process id, and the notebook server keeps a file about itself.
-    about = Path(jupyter_runtime_dir(), f"jpserver-{os.environ.get('JPY_PARENT_PID')}.json")
-    try:
-        return str(json.loads(about.read_text())["base_url"])
-    except (OSError, ValueError, KeyError):
-        return None

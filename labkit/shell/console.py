@@ -48,14 +48,14 @@ class Console(cmd.Cmd):
         self._jobs: list[Job] = []
         self._folders: dict[str, str] = {}
         self.status = 0
-        self._leaving = False
+        self._leaving, self._exit_status = False, 0
         self._typed = b""  # ahead, while a program was in front
         self._go_to(lab.client)
 
     # What a line is.
 
     def interact(self) -> int:
-        """Read lines from the learner until the end. Returns the exit status, 0."""
+        """Read lines from the learner until the end. Returns the exit status, 0 or that of `exit`."""
         self.say(start_text(self.lab))
         with _history(self._insert_typed):
             while not self._leaving:
@@ -63,7 +63,7 @@ class Console(cmd.Cmd):
                     self.cmdloop(intro="")
                 except KeyboardInterrupt:
                     self.say("^C")
-        return 0
+        return self._exit_status
 
     def _insert_typed(self) -> None:
         import readline
@@ -77,7 +77,7 @@ class Console(cmd.Cmd):
         """Do what the lines of a script say, up to the first that fails.
 
         Returns:
-            exit status: 0. Raises Failed, with the line's place and what it said.
+            exit status, 0 or that of `exit`. Raises Failed, with the line's place and what it said.
         """
         for number, line in enumerate(lines, 1):
             self.status = 0
@@ -89,7 +89,7 @@ class Console(cmd.Cmd):
                 raise Failed(f"{what.format(number)}: {line.strip()!r} ended with {self.status}")
             if self._leaving:
                 break
-        return 0
+        return self._exit_status
 
     def onecmd(self, line: str) -> bool:
         try:
@@ -127,6 +127,12 @@ class Console(cmd.Cmd):
     def _go_to(self, host: Host) -> None:
         self.host = host
         self.prompt = f"{host.name}$ "
+
+    def close(self) -> None:
+        """End what still runs behind."""
+        for job in self._jobs:
+            job.hang_up()
+        self._jobs.clear()
 
     def say(self, text: object) -> None:
         """Print it where programs print, too, in order with theirs."""
@@ -206,8 +212,10 @@ class Console(cmd.Cmd):
             raise NotReady(f"nothing listens on {host.fqdn}:{rest} after {WAIT_S:g} s: start it with & at its end")
 
     def do_exit(self, rest: str) -> None:
-        """exit, or Ctrl-D: end the lab and all that runs in it."""
-        self._leaving = True
+        """exit [STATUS], or Ctrl-D: end the lab and all that runs in it."""
+        if rest and not rest.isdigit():
+            raise InvalidValue(f"exit {rest!r}: give a status, a number")
+        self._exit_status, self._leaving = int(rest or 0) & 0xFF, True
 
     def do_EOF(self, rest: str) -> None:
         """What cmd calls Ctrl-D."""

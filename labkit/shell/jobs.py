@@ -66,6 +66,10 @@ class Job:
         """End it. Closing twice is fine."""
         self.program.close()
 
+    def hang_up(self) -> None:
+        """End it because the shell ends."""
+        self.close()
+
 
 class TerminalJob(Job):
     """One with a terminal of its own, whose screen is the learner's."""
@@ -103,12 +107,16 @@ class TerminalJob(Job):
         return unread(self._terminal.slave)
 
     def close(self) -> None:
-        super().close()
+        self.program.close()
         self._thread.join()
+        self._terminal.close()
         if self._end >= 0:
-            for descriptor in (self._terminal.master, self._terminal.slave, self._end):
-                os.close(descriptor)
+            os.close(self._end)
             self._end = -1
+
+    def hang_up(self) -> None:
+        self.program.send_signal(signal.SIGHUP)
+        self.close()
 
 
 class PlainJob(Job):
