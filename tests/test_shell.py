@@ -164,8 +164,9 @@ def test_keys_go_to_the_program_in_front(learner: Callable[..., Learner]) -> Non
     at.sees(r"client\$ ")
     at.types("PS1='inner# ' sh -i\n")  # a shell with jobs of its own keeps Ctrl-Z
     at.sees("\ninner# ")
-    at.types("sh -c 'echo go; sleep 600'\n")
-    at.sees(r"\ngo\r+\n")
+    at.types("sed -u s/typed/read/\n")
+    at.types("typed inside\n")
+    at.sees("read inside")
     at.types("\x1a")
     at.sees(r"Stopped")
     at.types("exit 0\n")

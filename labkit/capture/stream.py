@@ -117,7 +117,14 @@ class LiveStream:
 
     def _look(self, everything: bool) -> None:
         links = self._links()
-        for frame in sorted(self._source.frames(1 << 30), key=lambda frame: frame.time_ns):
+        if everything:
+            self._source.flush()
+        else:
+            self._source.collect()
+        self._source.read()
+        seen = sorted(self._source.frames, key=lambda frame: frame.time_ns)
+        self._source.frames.clear()
+        for frame in seen:
             # The wire hands out what a host receives and takes in what a host sends.
             host, sent = links.get(frame.interface, ""), not frame.outgoing
             self._held.append(Frame(frame.time_ns, frame.data, host, sent, frame.length))

@@ -428,7 +428,7 @@ def test_a_server_that_is_not_there(page: Page, server: HttpServer, browser: htt
 
 
 def test_it_shows_a_link(server: HttpServer, page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_jupyter_base_url", lambda: None)
+    monkeypatch.setattr(module, "base_url", lambda: None)
     monkeypatch.setattr(module, "CONTAINER_MARKS", ())
     assert repr(page) == page.url == f"http://127.0.0.1:{page.port}/?{TOKEN}={secret_of(page)}"
     shown = page._repr_html_()
