@@ -257,6 +257,11 @@ class Http3Messages:
         self._chunks: dict[tuple[int, bool, bool], list[Chunk]] = {}
         self._made: dict[tuple[_Item, str], Found] = {}
 
+    def gap(self, frame: QuicFrame, from_client: bool) -> bool:
+        """Whether a STREAM frame stands behind bytes of its stream that are missing, so that it cannot be read."""
+        stream = self._streams.get((frame.stream or 0, from_client))
+        return stream is not None and frame.offset > stream.order.end
+
     def inside(self, frame: QuicFrame, from_client: bool, level: str) -> list[Found]:
         """Return the messages that have bytes in a STREAM frame; none where they could not be told apart."""
         key = (frame.stream or 0, from_client)

@@ -66,7 +66,7 @@ class Message:
     @property
     def hello(self) -> Hello:
         """What stands in a hello. Raises InvalidValue for other messages."""
-        if self.protocol != "TLS" or self.name not in ("ClientHello", "ServerHello", "HelloRetryRequest"):
+        if self.protocol not in ("TLS", "DTLS") or self.name not in ("ClientHello", "ServerHello", "HelloRetryRequest"):
             raise InvalidValue(f"{self.name!r} is no hello: choose by name, 'ClientHello' or 'ServerHello'")
         return Hello.parse(self.data[4:], from_client=self.name == "ClientHello")
 

@@ -294,6 +294,7 @@ class _Names:
                 early = packet.level == "early"
                 detail = self._connection.stream_detail(frame, packet.from_client, early)
                 inside = self._http.inside(frame, packet.from_client, packet.level)
+                detail += ", after a gap" if self._http.gap(frame, packet.from_client) and not inside else ""
             if inside:
                 described.update(dict.fromkeys(inside))
                 continue

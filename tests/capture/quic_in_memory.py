@@ -28,7 +28,8 @@ def transit(number: int, data: bytes, source: tuple[str, int], destination: tupl
     udp = struct.pack("!HHHH", source[1], destination[1], 8 + len(data), 0) + data
     addresses = socket.inet_aton(source[0]) + socket.inet_aton(destination[0])
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), number & 0xFFFF, 0, 64, 17, 0) + addresses
-    return Transit(number * 1000, number * 1000 + 500, "", "", bytes(12) + b"\x08\x00" + ip + udp)
+    hosts = ["server" if end[0] == SERVER[0] else "client" for end in (source, destination)]
+    return Transit(number * 1000, number * 1000 + 500, *hosts, bytes(12) + b"\x08\x00" + ip + udp)
 
 
 class Peers:
@@ -64,7 +65,11 @@ class Peers:
 
     @property
     def secrets(self) -> KeyLog:
-        return KeyLog.parse(self._log.getvalue())
+        return KeyLog.parse(self.secrets_text)
+
+    @property
+    def secrets_text(self) -> str:
+        return self._log.getvalue()
 
     def carry(self, data: bytes, source: tuple[str, int], destination: tuple[str, int]) -> None:
         """Put a datagram into the capture."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from quic_in_memory import CLIENT, SERVER, V1, V2, Peers, transit
+from test_dissect_hostile import check, mutate
 
 from labkit.capture.dissect import dissect
 from labkit.capture.keylog import KeyLog
@@ -205,6 +208,34 @@ def test_header_fields_from_the_dynamic_table(tmp_path):
     assert sum(m.length for m in instructions) > 20
     responses = [m for p in packets for m in p.messages if m.role == "response"]
     assert [(m.status, dict(m.headers)["server"]) for m in responses] == [(200, "in memory")] * 3
+
+
+def test_a_stream_with_a_gap(tmp_path):
+    """The first bytes of a request are missing: what follows them is said to be unread."""
+    peers = Peers(tmp_path)
+    peers.talk()
+    peers.get("/" + "a" * 3000)
+    peers.talk()
+    packets = dissect(peers.transits, peers.secrets)
+    begin = next(number for number, packet in enumerate(packets) if "GET /aaa" in packet.what)
+    without = dissect(peers.transits[:begin] + peers.transits[begin + 1 :], peers.secrets)
+    assert without[begin].messages[0].name == "STREAM"
+    assert without[begin].messages[0].detail.endswith(" bytes, fin, after a gap")
+
+
+def test_damaged_connections_never_raise(tmp_path):
+    peers = Peers(tmp_path)
+    peers.talk()
+    peers.get("/")
+    peers.talk()
+    peers.client.change_connection_id()
+    peers.client_at = ELSEWHERE
+    peers.get("/moved", **{"x-long": "value"})
+    peers.talk()
+    random_ = random.Random(6)
+    for _ in range(60):
+        transits = mutate(random_, peers.transits)
+        check(dissect(transits, peers.secrets), transits)
 
 
 def test_many_connections_take_no_more_work_for_a_packet(tmp_path):
