@@ -155,6 +155,8 @@ lab = Lab(rtt_ms=0)
 capture = lab.capture()
 server = ServerProcess(lab.server, 8080, serve)
 watch = lab.watch(8080, connections=True)
+lab.add_network("outside")
+nat = lab.add_router("router", ["lab", "outside"]).nat()
 asked = {"clients": 1, "seconds": 60}
 threading.Thread(target=load, args=(lab.client, lab.server, 8080), kwargs=asked, daemon=True).start()
 wait_until(lambda: capture.frames and watch.so_far().connections)

@@ -24,8 +24,10 @@ def name_ends(frames: Iterable[Frame], names: Mapping[str, str]) -> Iterator[Tra
 
     Args:
         frames: in time order.
-        names: host names by address.
+        names: host names by address. Those of both MAC addresses come first: they name the ends of each link of a way.
     """
     for frame in frames:
-        source, destination = ends_of(frame.data)
+        source, destination = frame.data[6:12].hex(":"), frame.data[:6].hex(":")
+        if source not in names or destination not in names:
+            source, destination = ends_of(frame.data)
         yield Transit(None, frame.time_ns, names.get(source, source), names.get(destination, destination), frame.data)

@@ -55,7 +55,9 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
                 alias = flow if same.from_client else _turned(flow)
                 aliases[alias] = same.flow
                 current[alias] = None
-            by = (*same.forwarded_by, transit.source)
+            # A file may name its ends by their IP addresses, which do not tell who sent it on.
+            unnamed = transit.source == same.transit.source
+            by = (*same.forwarded_by, transit.data[6:12].hex(":") if unnamed else transit.source)
             packets.append(
                 replace(same, index=index, transit=transit, headers=decoded, lost=lost, before=before, forwarded_by=by)
             )

@@ -28,22 +28,22 @@ def find_forwarded(transits: Sequence[Transit]) -> dict[int, int]:
     found: dict[int, int] = {}
     if len({transit.data[22:23] if transit.data[12:14] == _IPV4 else transit.data[21:22] for transit in transits}) < 2:
         return found  # nothing has lost a hop
+    # In a file each packet mostly stands once, and not who sent it on: what has lost a hop is known by all
+    # the rest.
+    in_file = all(transit.sent_ns is None for transit in transits)
     waiting: dict[tuple[str, int, bytes], deque[int]] = defaultdict(deque)  # by the router, and what it would send
     for index, transit in enumerate(transits):
         read = _hops_and_rest(transit.data)
         if read is None:
             continue
         hops, rest = read
-        brought = waiting.get((transit.source, hops, rest)) if transit.sent_ns is not None else None
-        if brought and _came_before(transits[brought[0]], transit):
+        sent_by, sent_ns = ("", transit.received_ns) if in_file else (transit.source, transit.sent_ns)
+        brought = waiting.get((sent_by, hops, rest)) if sent_ns is not None else None
+        if brought and sent_ns is not None and (transits[brought[0]].received_ns or sent_ns) <= sent_ns:
             found[index] = brought.popleft()
-        if transit.received_ns is not None and transit.destination:
-            waiting[transit.destination, hops - 1, rest].append(index)
+        if transit.received_ns is not None and (in_file or transit.destination):
+            waiting["" if in_file else transit.destination, hops - 1, rest].append(index)
     return found
-
-
-def _came_before(brought: Transit, sent: Transit) -> bool:
-    return brought.received_ns is not None and sent.sent_ns is not None and brought.received_ns <= sent.sent_ns
 
 
 def _hops_and_rest(frame: bytes) -> tuple[int, bytes] | None:

@@ -66,10 +66,15 @@ def _hosts(found: CaptureFile) -> dict[int, str]:
 
 
 def _lab_names(found: CaptureFile) -> dict[str, str]:
-    """The lab's hosts by address: an interface's name is its host's, and what it sent came from its address."""
+    """The lab's hosts by address: an interface's name is its host's, and what it sent came from its address.
+
+    By MAC address, too: a router sends on what came from another host's IP address.
+    """
     names: dict[str, str] = {}
     for frame in found.frames:
         source, destination = ends_of(frame.data)
         if frame.host and (address := source if frame.sent else destination):
             names.setdefault(address, frame.host)
+        if frame.host and len(frame.data) >= 14:
+            names.setdefault((frame.data[6:12] if frame.sent else frame.data[:6]).hex(":"), frame.host)
     return names

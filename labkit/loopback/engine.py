@@ -144,6 +144,8 @@ class Loopback(Engine):
         """A rule that drops some TCP segments and not all is refused: nobody would repair it."""
         if rule.action == "drop" and rule.protocol != "udp" and (rule.count is not None or rule.skip):
             raise _needs_kernel("a lost TCP segment is sent again by a kernel only")
+        if rule.protocol in ("icmp", "icmpv6"):
+            raise _needs_kernel("there is no ICMP")
         return super().add_rule(rule)
 
     def _ask_wire(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,9 @@ class Host:
     def cut(self, way: str = "both") -> Cut:
         """Cut the host's links: what is sent from now on gets lost, and neither end is told. What is under way arrives.
 
+        A kernel repeats the TCP segments that got lost, and its connections go on once the link is mended. On the tier
+        "loopback" nobody does: what a connection lost stays lost.
+
         Args:
             way: "both", "up" (what the host sends) or "down" (what it would receive).
 

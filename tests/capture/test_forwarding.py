@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from labkit import Lab
+from labkit.capture.captured import Captured
 from labkit.capture.dissect import dissect
 from labkit.capture.forwarding import find_forwarded
 from labkit.capture.frames import Transit
@@ -78,7 +80,7 @@ def test_hostile_frames_are_no_routers() -> None:
             assert find_forwarded([Transit(1, 2, "a", "b", data), Transit(3, 4, "b", "c", longer)]) == {}
 
 
-def test_a_request_over_two_routers_is_one_request(crossed: Lab) -> None:
+def test_a_request_over_two_routers_is_one_request(crossed: Lab, tmp_path: Path) -> None:
     lab = crossed
     with lab.server:
         listener = socket.create_server(("", 80))
@@ -104,5 +106,19 @@ def test_a_request_over_two_routers_is_one_request(crossed: Lab) -> None:
     third = [(row.source, row.destination) for row in capture.ladder().rows if row.label == ("ACK",)]
     assert third == [("client", "r1"), ("r1", "r2"), ("r2", "server")]
     assert "SYN (forwarded by r1, r2)" in capture.table()
+    opened = Captured.open(capture.save(tmp_path / "crossed.pcapng"))
+    assert [(p.transit.source, p.transit.destination, p.forwarded_by) for p in opened.messages] == [
+        (p.transit.source, p.transit.destination, p.forwarded_by) for p in capture.messages
+    ]
+    assert not any(packet.retransmission for packet in opened.messages if packet.before and not packet.payload)
     at_router = [packet for packet in capture.messages if packet.flags == {"SYN", "ACK"}]
     assert [packet.before for packet in at_router] == [None, at_router[0].index, at_router[1].index]
+
+
+def test_in_a_file_of_others_a_router_has_the_name_that_the_frame_gives_it() -> None:
+    first, second = frame(64, bytes([192, 0, 2, 1]), b"hello"), frame(63, bytes([192, 0, 2, 1]), b"hello")
+    transits = [
+        Transit(None, 10, "192.0.2.1", "203.0.113.2", first),
+        Transit(None, 20, "192.0.2.1", "203.0.113.2", second),
+    ]
+    assert [packet.forwarded_by for packet in dissect(transits, KeyLog())] == [(), ("02:00:00:00:00:01",)]

@@ -12,6 +12,7 @@ from labkit import InvalidValue, Lab, Link, NameTaken, NotAvailableHere, Rule
 from labkit.network.addresses import MOST_NETWORKS, subnet
 from labkit.network.paths import next_hops, wanted_routes
 from labkit.network.routes import Route
+from labkit.waiting import wait_until
 
 CHAIN = {"inside": ["client", "r1"], "middle": ["r1", "r2"], "outside": ["r2", "server"]}
 Require = Callable[[str], str]
@@ -450,4 +451,11 @@ def test_on_loopback_there_is_one_network_and_nothing_is_left_of_the_try(monkeyp
             lab.set_link(mtu=1300)
         with pytest.raises(NotAvailableHere, match="one network"):
             lab.add_network("outside")
+        with pytest.raises(NotAvailableHere, match="no ICMP"):
+            lab.wire.drop(protocol="icmp")
+        with lab.client.cut() as cut, lab.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as theirs:
+            theirs.bind((lab.server.ip, 9))
+            with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
+                ours.sendto(b"into nothing", (lab.server.ip, 9))
+                wait_until(lambda: cut.lost == 1)
         assert lab.client.link == Link(rtt_ms=2)
