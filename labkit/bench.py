@@ -22,6 +22,7 @@ from labkit.lab import Lab
 from labkit.load.load import load
 from labkit.network.host import Host
 from labkit.network.network import Network
+from labkit.services.startup import PROGRAMS, startups
 
 RTT_MS = 40.0
 CONNECTS = 150
@@ -54,6 +55,11 @@ MEANING = {
     "wrk_ratio": ("load_rps / wrk_rps", "≥ 0.9"),
     "wrk_ratio_threads": ("the same ratio on a Python server with a thread for each connection", "≥ 0.9"),
 }
+for _name, (_kind, _seconds, _mib) in PROGRAMS.items():
+    MEANING |= {
+        f"{_name}_ready_s": (f"{_kind.__name__} on a host, from its start until it is ready, seconds", f"< {_seconds}"),
+        f"{_name}_mib": ("memory of its processes then, MiB", f"< {_mib}"),
+    }
 
 _FLOOD = """
 import socket, sys, time
@@ -115,7 +121,7 @@ def bench() -> dict[str, float | None]:
     """Measure everything; takes about a minute.
 
     Returns:
-        the figures by name, see MEANING. Those that compare with wrk are None where it is not installed. On the tier
+        the figures by name, see MEANING. Those of a program that is not installed are None. On the tier
         "loopback" those of the capture and the load are left out: they take a program that runs on a host.
     """
     figures: dict[str, float | None] = {"import_ms": _import_ms()}
@@ -129,6 +135,8 @@ def bench() -> dict[str, float | None]:
             figures |= _captured(lab)
             figures |= _watched(lab)
             figures |= _loads(lab)
+    with Lab(rtt_ms=0) as lab:
+        figures |= startups(lab["server"])
     rounded = {name: None if value is None else round(value, 3) for name, value in figures.items()}
     return {name: rounded[name] for name in MEANING if name in rounded}
 
@@ -138,7 +146,7 @@ def as_table(figures: Mapping[str, float | None]) -> str:
     lines = [f"{'figure':<18}{'here':>10}  {'should be':<11}what"]
     for name, value in figures.items():
         what, goal = MEANING[name]
-        here = "no wrk" if value is None else f"{value:g}"
+        here = f"no {name.split('_')[0]}" if value is None else f"{value:g}"
         lines.append(f"{name:<18}{here:>10}  {goal:<11}{what}")
     return "\n".join(lines)
 

@@ -32,6 +32,8 @@ KEYS = [
     "wrk_ratio",
     "wrk_ratio_threads",
 ]
+PROGRAMS = ["nginx", "haproxy", "envoy", "postgresql", "rabbitmq"]
+KEYS += [f"{program}_{what}" for program in PROGRAMS for what in ("ready_s", "mib")]
 
 
 pytestmark = pytest.mark.alone
@@ -39,7 +41,8 @@ pytestmark = pytest.mark.alone
 
 @pytest.fixture(scope="module")
 def figures(require_program: Callable[[str], str]) -> Any:
-    require_program("wrk")
+    for program in ("wrk", "nginx", "haproxy", "rabbitmq-server"):
+        require_program(program)
     command = [sys.executable, "-m", "labkit", "bench", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
@@ -59,6 +62,7 @@ def test_every_figure_is_there_and_sane(figures: dict[str, float]) -> None:
     assert figures["capture_pps"] > 1_000
     assert 10 < figures["watch_hz"] < 1_100
     assert figures["load_busy"] < 1.1
+    assert all(0.5 < figures[f"{program}_mib"] < 2_000 for program in PROGRAMS)
 
 
 def test_a_table_names_each_with_its_goal(figures: dict[str, float]) -> None:
@@ -68,3 +72,8 @@ def test_a_table_names_each_with_its_goal(figures: dict[str, float]) -> None:
         assert line.split()[:2] == [key, f"{figures[key]:g}"]
         assert goal in line
         assert line.endswith(what)
+
+
+def test_a_program_that_is_missing_is_named() -> None:
+    table = as_table({"wrk_ratio": None, "nginx_mib": None, "nginx_ready_s": 0.05})
+    assert [line.split()[1:3] for line in table.splitlines()[1:3]] == [["no", "wrk"], ["no", "nginx"]]
