@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from labkit.errors import NotAvailableHere
 from labkit.network.host import Host
 from labkit.services.envoy import Envoy
@@ -11,7 +13,7 @@ from labkit.services.postgresql import PostgreSQL
 from labkit.services.rabbitmq import RabbitMQ
 
 # By the names of their figures, with the seconds to be ready and the MiB that they should stay under, idle.
-PROGRAMS = {
+PROGRAMS: dict[str, tuple[Any, float, float]] = {
     "nginx": (Nginx, 0.2, 10),
     "haproxy": (HAProxy, 0.3, 15),
     "envoy": (Envoy, 0.5, 100),
