@@ -17,9 +17,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from labkit.capture.dissect import dissect
+from labkit.capture.keylog import KeyLog
+from labkit.capture.ladder import build_ladder
 from labkit.errors import MeasurementFailed
 from labkit.lab import Lab
 from labkit.load.load import load
+from labkit.made_captures import download, http2
 from labkit.network.host import Host
 from labkit.network.network import Network
 from labkit.services.startup import PROGRAMS, startups
@@ -45,6 +49,9 @@ MEANING = {
     "wire_dropped": ("frames that the wire dropped in that stream", "0"),
     "capture_pps": ("packets a second that crossed the wire while it was captured", "≥ 20000"),
     "capture_dropped": ("of those, packets missing from the capture", "0"),
+    "dissect_us_5000": ("to name a packet and draw its row, in a capture of 5,000 packets, µs", "< 100"),
+    "dissect_us_50000": ("the same in a capture of 50,000 packets: as much for each", "< 100"),
+    "http2_s": ("to name the messages of 10,000 requests of HTTP/2, seconds", "< 3"),
     "rss_mib": ("memory of the lab's own processes together (helper and wire), MiB", "< 80"),
     "watch_hz": ("looks a second at a listener's queues that is asked for 1000", "≥ 950"),
     "watch_cpu": ("CPU time of those looks, as a share of one processor", "< 0.25"),
@@ -126,6 +133,7 @@ def bench() -> dict[str, float | None]:
     """
     figures: dict[str, float | None] = {"import_ms": _import_ms()}
     figures["lab_up_ms"], figures["lab_close_ms"] = _open_and_close()
+    figures |= _named()
     with Lab(rtt_ms=RTT_MS) as lab:
         figures |= _connects(lab)
         figures |= _stream(lab)
@@ -167,6 +175,20 @@ def _open_and_close() -> tuple[float, float]:
         ups.append(up - start)
         closes.append(time.perf_counter() - up)
     return statistics.median(ups[1:]) * 1000, statistics.median(closes[1:]) * 1000
+
+
+def _named() -> dict[str, float]:
+    """Processor time of naming and drawing, so that what else runs on the machine does not count."""
+    figures = {}
+    for packets in (5_000, 50_000):
+        transits = download(packets)
+        begin_s = time.process_time()
+        str(build_ladder(dissect(transits, KeyLog()), ()))
+        figures[f"dissect_us_{packets}"] = (time.process_time() - begin_s) / len(transits) * 1e6
+    transits = http2(10_000)
+    begin_s = time.process_time()
+    dissect(transits, KeyLog())
+    return {**figures, "http2_s": time.process_time() - begin_s}
 
 
 def _connects(lab: Lab) -> dict[str, float]:

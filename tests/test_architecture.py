@@ -30,6 +30,7 @@ FLOORS = [
     "handshakes",
     "plots",
     "doctor",
+    "made_captures",
     "bench",
 ]
 FLOORS += ["shell", "cli", "__main__"]
