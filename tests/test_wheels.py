@@ -89,6 +89,7 @@ def test_the_page_has_an_example_of_each_part() -> None:
         "Hosts",
         "Wire",
         "Capture",
+        "Protocols",
         "Files",
         "Servers",
         "Programs of other people",

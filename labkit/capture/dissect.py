@@ -69,29 +69,28 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
             conversation = current[flow] = _begin_conversation(decoded)
             if conversation is not None:
                 conversations.append(conversation)
+        label = "datagram" if decoded.protocol == "UDP" and not decoded.label else decoded.label
+        repeats, control = False, tuple[Message, ...]()
+        if conversation is not None and not decoded.label:
+            delivered = not lost and index not in lost_later
+            label, repeats, control = conversation.add(decoded, from_client, index, delivered)
+        if transit.sent_ns is not None:
+            sending = transit.sent_ns, transit.data
+            repeats = repeats and sending not in sendings  # sent once: it was the wire that doubled it
+            sendings.add(sending)
         packet = Dissected(
             index=index,
             transit=transit,
             flow=flow,
             headers=decoded,
             from_client=from_client,
-            label="datagram" if decoded.protocol == "UDP" and not decoded.label else decoded.label,
+            label=label,
             payload=decoded.length,
-            retransmission=False,
-            lost=lost or index in lost_later,
-            messages=(),
+            retransmission=repeats,
+            lost=lost,
+            messages=control,
         )
-        if conversation is not None and not decoded.label:
-            packet = conversation.add(packet)
-        elif decoded.icmp is not None:
-            packet = _read_icmp(packet, decoded.icmp, current)
-        if packet.lost is not lost:
-            packet = replace(packet, lost=lost)
-        if transit.sent_ns is not None:
-            if (transit.sent_ns, transit.data) in sendings:  # sent once: it was the wire that doubled it
-                packet = replace(packet, retransmission=False)
-            sendings.add((transit.sent_ns, transit.data))
-        packets.append(packet)
+        packets.append(packet if decoded.icmp is None else _read_icmp(packet, decoded.icmp, current))
     datagrams = [each for each in packets if each.headers.protocol == "UDP" and not each.headers.label]
     if lost_later:
         datagrams = [replace(each, lost=each.lost or each.index in lost_later) for each in datagrams]
@@ -163,14 +162,17 @@ def _read_icmp(packet: Dissected, icmp: Icmp, known: Container[Flow]) -> Dissect
     return replace(packet, messages=(message,), quoted=quoted)
 
 
+_Said = tuple[str, bool, tuple[Message, ...]]
+
+
 class _Conversation(Protocol):
     """The packets of one flow, taken in one by one; then it tells what they say."""
 
     def ends_before(self, decoded: Decoded) -> bool:
         """Whether this packet begins another conversation with the same addresses and ports."""
 
-    def add(self, packet: Dissected) -> Dissected:
-        """Take in a packet, and return it with what its own headers tell."""
+    def add(self, decoded: Decoded, from_client: bool, index: int, delivered: bool) -> _Said:
+        """Take in a packet, and tell its label, whether it repeats something, and what its own headers say."""
 
     def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
         """Name what was said: index of the packet → the messages that it carries."""
@@ -190,20 +192,18 @@ class _TcpConversation:
     def ends_before(self, decoded: Decoded) -> bool:
         return decoded.tcp is not None and self.connection.is_new(decoded.tcp)
 
-    def add(self, packet: Dissected) -> Dissected:
-        decoded = packet.headers
+    def add(self, decoded: Decoded, from_client: bool, index: int, delivered: bool) -> _Said:
         assert decoded.tcp is not None
-        self.port = decoded.destination_port if packet.from_client else decoded.source_port
-        repeats = self.connection.add(decoded, packet.from_client, packet.index, not packet.lost)
+        self.port = decoded.destination_port if from_client else decoded.source_port
+        repeats = self.connection.add(decoded, from_client, index, delivered)
         name, extra = _tcp_name(decoded.tcp, decoded)
-        control: tuple[Message, ...] = ()
-        if decoded.tcp.flags & (SYN | FIN | RST):
-            control = (Message("TCP", name, extra, "", packet.index, packet.index, 0, b""),)
+        if not decoded.tcp.flags & (SYN | FIN | RST):
+            return name, repeats, ()
+        control = (Message("TCP", name, extra, "", index, index, 0, b""),)
         size = f"{decoded.length} bytes" if decoded.tcp.flags & SYN and decoded.length else ""
         # A SYN with data always carries a cookie: then the data is what there is to say.
         cookie = "" if size and extra == "cookie" else extra
-        label = " + ".join(part for part in (name, cookie, size) if part)
-        return replace(packet, label=label, retransmission=repeats, messages=control)
+        return " + ".join(part for part in (name, cookie, size) if part), repeats, control
 
     def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
         self.connection.settle()

@@ -195,7 +195,11 @@ class _Body:
         self.open = not isinstance(event, h11.InformationalResponse)
         self.decoded = b""
         self.inside: Body | None = None
+        self._left = 0  # bytes to come without any framing between them
         self.read(b"")
+        fields = dict(self.headers)
+        if self.open and "transfer-encoding" not in fields:  # h11 has checked the length; without one it has no end
+            self._left = int(fields.get("content-length", 2**62))
 
     @classmethod
     def after(cls, head: bytes, request: _Request | None) -> _Body | None:
@@ -229,6 +233,11 @@ class _Body:
         self.decoded = b""
         if not self.open:
             return 0
+        if self._left:
+            self.decoded = bytes(data[: self._left])
+            self._left -= len(self.decoded)
+            self.open = self._left > 0
+            return len(self.decoded)
         done = 0
         try:
             self._connection.receive_data(bytes(data)) if data else None
