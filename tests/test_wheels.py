@@ -88,6 +88,8 @@ def test_the_page_has_an_example_of_each_part() -> None:
     assert [name for name, _, _ in examples()] == [
         "Hosts",
         "Wire",
+        "Routers",
+        "Address translation",
         "Capture",
         "Protocols",
         "Files",
