@@ -76,6 +76,7 @@ def main() -> None:
                 packet = frame.data[14 : 14 + int.from_bytes(frame.data[16:18], "big")]
                 if ring is inner.ring:
                     sent = translator.outbound(packet, now_s)
+                    tell(translator)  # before the packet goes: who has seen it finds its mapping
                     if sent is not None and sent[16:20] == translator.public:  # to the outside of a mapping of its own
                         sent, target = translator.inbound(sent, now_s), None
                     else:
@@ -89,7 +90,6 @@ def main() -> None:
                     inner.send(MACS[0] + MACS[1] + b"\x08\x00" + sent)
                 else:
                     outer.send(target + source + b"\x08\x00" + sent)
-            tell(translator)
 
 
 def tell(translator: Translator) -> None:
