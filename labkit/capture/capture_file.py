@@ -14,8 +14,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
+from labkit import checks
 from labkit.capture.file_content import CUT, CaptureFile, Damaged
 from labkit.capture.pcapng_blocks import SECTION, read_blocks
 from labkit.errors import InvalidValue
@@ -35,10 +35,8 @@ def read_file(path: str | os.PathLike[str]) -> CaptureFile:
         all that stands in it. Raises OSError where it cannot be read; InvalidValue, with the offset, for what is no
         capture, is damaged, or has packets of a link type that is not known here.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise InvalidValue(f"path={path!r}: the path of a capture file, 'x.pcapng'")
+    content = checks.path("path", path).read_bytes()
     name = os.fspath(path)
-    content = Path(path).read_bytes()
     where = "byte"
     if content.startswith(_GZIP):
         where = "decompressed byte"

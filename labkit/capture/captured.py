@@ -24,8 +24,9 @@ class Result:
     Args:
         frames: in any order.
         hosts: host name by the last byte of its MAC address.
-        names: host names by IP address. Given (in a file, where no frame's way is known), each frame is there once,
-            neither sent nor lost, between the names or else the addresses in it.
+        names: host names by IP address. Given (of a file, which does not know a frame's way), nothing counts as lost,
+            and each packet is between the names or else the addresses in it (see ``labkit.capture.looks``).
+        copied: whether another program has captured them, perhaps at several places.
         until_ns: a moment at which the wire was quiet. What was sent after it is left out: a late acknowledgment, for
             instance, would be seen leaving and not arriving, and be taken for a lost packet.
     """
@@ -37,8 +38,9 @@ class Result:
         until_ns: int | None = None,
         *,
         names: Mapping[str, str] | None = None,
+        copied: bool = False,
     ) -> None:
-        self._names = names
+        self._names, self._copied = names, copied
         self._seen = sorted(frames, key=lambda frame: frame.time_ns)
         self._hosts = hosts
         self._until_ns = until_ns
@@ -56,9 +58,9 @@ class Result:
     def transits(self) -> tuple[Transit, ...]:
         """See ``Captured.transits``."""
         if self._names is not None:
-            from labkit.capture.addresses import name_ends
+            from labkit.capture.looks import pair_looks, single_looks
 
-            return tuple(name_ends(self._seen, self._names))
+            return tuple((pair_looks if self._copied else single_looks)(self._seen, self._names))
         named = []
         for transit in pair_frames(self._seen):
             if self._until_ns is None or transit.sent_ns is None or transit.sent_ns <= self._until_ns:
@@ -95,6 +97,7 @@ class Captured:
         secrets: the session's key log (NSS format).
         names: host names by IP address, for frames of which each was seen once (see ``Result``).
         dropped: frames that are missing.
+        copied: whether another program has captured them: their places are then its interfaces, and no hosts.
     """
 
     def __init__(
@@ -107,13 +110,14 @@ class Captured:
         secrets: str = "",
         names: Mapping[str, str] | None = None,
         dropped: int = 0,
+        copied: bool = False,
     ) -> None:
         self.at = at
         self.tier = tier
         self.hosts = dict(hosts)
         self._secrets_read = secrets
-        self._names, self._dropped = names, dropped
-        self._result = Result(frames, self.hosts, names=names)
+        self._names, self._dropped, self._copied = names, dropped, copied
+        self._result = Result(frames, self.hosts, names=names, copied=copied)
 
     @staticmethod
     def open(path: str | os.PathLike[str], *, keylog: str | os.PathLike[str] | None = None) -> Captured:
@@ -215,7 +219,8 @@ class Captured:
         from labkit.capture.pcapng import write_pcapng
 
         target = checks.path("path", path)
-        write_pcapng(target, self.frames, self.secrets, arrivals=self._names is not None)
+        whole = self._names is not None
+        write_pcapng(target, self.frames, self.secrets, arrivals=whole, copied=self._copied)
         return target
 
     def _now(self) -> Result:

@@ -24,8 +24,9 @@ class CaptureFile:
     """What stands in a capture file.
 
     Attributes:
-        frames: in the order of the file, with an Ethernet header. ``host`` is the name of the interface where labkit
-            wrote the file, else ""; ``sent`` says that the capturing host sent it, as far as the file knows.
+        frames: in the order of the file, with an Ethernet header. ``host`` is the interface on which it was seen (a
+            host's name where labkit wrote the file); ``sent`` says that the capturing host sent it, as far as the file
+            knows.
         interfaces: names of the interfaces, in the order of the file.
         secrets: key logs that stand in the file (NSS format).
         names: host names by IP address.
@@ -53,7 +54,7 @@ class CaptureFile:
         packet: bytes,
         length: int,
         *,
-        host: str = "",
+        interface: str = "",
         outbound: bool | None = None,
     ) -> None:
         """Take in a packet.
@@ -64,7 +65,7 @@ class CaptureFile:
             link_type: LINKTYPE_ number.
             packet: as captured.
             length: bytes that it had on the wire.
-            host: see ``frames``.
+            interface: on which it was seen.
             outbound: whether the capturing host sent it, None where only the link header may tell.
 
         Raises:
@@ -80,6 +81,7 @@ class CaptureFile:
             time_ns = self.frames[-1].time_ns if self.frames else 0
         if not 0 <= time_ns <= _LAST_NS:
             raise Damaged(offset, f"a time stamp {time_ns // 10**9} seconds after 1970, which no clock shows: damaged")
-        data, longer, sent = as_ethernet(link_type, packet)
+        data, longer, sent, place = as_ethernet(link_type, packet)
         sent = sent if outbound is None else outbound
-        self.frames.append(Frame(time_ns, data, host, sent, max(length + longer, len(data))))
+        where = f"{interface} {place}" if place else interface
+        self.frames.append(Frame(time_ns, data, where, sent, max(length + longer, len(data))))

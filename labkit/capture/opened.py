@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 from typing import TypedDict
 
-from labkit.capture.addresses import ends_of
+from labkit import checks
 from labkit.capture.capture_file import read_file
 from labkit.capture.file_content import CaptureFile
 from labkit.capture.frames import Frame, pair_frames
 from labkit.capture.keylog import KeyLog
+from labkit.capture.looks import ends_of
 from labkit.errors import InvalidValue
 
 
@@ -24,6 +25,7 @@ class Opened(TypedDict):
     secrets: str
     names: dict[str, str] | None
     dropped: int
+    copied: bool
 
 
 def open_file(path: str | os.PathLike[str], keylog: str | os.PathLike[str] | None) -> Opened:
@@ -31,9 +33,7 @@ def open_file(path: str | os.PathLike[str], keylog: str | os.PathLike[str] | Non
     found = read_file(path)
     secrets = found.secrets
     if keylog is not None:
-        if not isinstance(keylog, (str, os.PathLike)):
-            raise InvalidValue(f"keylog={keylog!r}: the path of a key log, the file that SSLKEYLOGFILE names")
-        text = Path(keylog).read_text(encoding="utf-8", errors="replace")
+        text = checks.path("keylog", keylog).read_text(encoding="utf-8", errors="replace")
         if not len(KeyLog.parse(text)):
             raise InvalidValue(
                 f"keylog={os.fspath(keylog)!r} has no line of a secret, 'LABEL client_random secret': set "
@@ -56,6 +56,7 @@ def open_file(path: str | os.PathLike[str], keylog: str | os.PathLike[str] | Non
         secrets=secrets,
         names=names,
         dropped=found.dropped,
+        copied=not found.by_labkit,
     )
 
 

@@ -33,6 +33,7 @@ def write_pcapng(
     *,
     arrivals: bool = False,
     interfaces: Mapping[str, str] | None = None,
+    copied: bool = False,
 ) -> int:
     """Write frames as pcapng.
 
@@ -43,13 +44,14 @@ def write_pcapng(
         arrivals: write a packet's arrival too where its sending is in the file. By default each packet is
             there once, at its first appearance, though a capture on the wire sees it twice.
         interfaces: descriptions by host; each host that has frames becomes an interface of that name.
+        copied: the frames are of another program's capture, and the interfaces are no hosts.
 
     Returns:
         the number of packets written. Raises OSError where the file cannot be written.
     """
     chosen = list(frames) if arrivals else _first_appearances(frames)
     numbers = {host: number for number, host in enumerate(dict.fromkeys(frame.host for frame in chosen))}
-    blocks = [section_block()]
+    blocks = [section_block("labkit, of another capture" if copied else "labkit")]
     blocks += [interface_block(host, (interfaces or {}).get(host, "")) for host in numbers]
     if secrets_text:  # before the packets that need them
         blocks.append(secrets_block(secrets_text))
@@ -112,11 +114,11 @@ def _options(*options: tuple[int, bytes]) -> bytes:
     return b"".join(written) + bytes(4) if written else b""
 
 
-def section_block() -> bytes:
+def section_block(application: str = "labkit") -> bytes:
     """What a file begins with (section 4.1)."""
     unknown_length = 0xFFFFFFFFFFFFFFFF
     body = struct.pack("<IHHQ", _BYTE_ORDER_MAGIC, 1, 0, unknown_length)
-    return _block(_SECTION, body + _options((_OPTION_APPLICATION, b"labkit")))
+    return _block(_SECTION, body + _options((_OPTION_APPLICATION, application.encode())))
 
 
 def interface_block(host: str, description: str = "") -> bytes:

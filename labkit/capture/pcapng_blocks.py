@@ -27,6 +27,7 @@ class _Interface:
     link_type: int
     snap_length: int
     name: str
+    place: str  # its name where no other has it
     units: int = 10**6  # of a time stamp, in a second
     offset_s: int = 0
     dropped: int = 0
@@ -72,6 +73,7 @@ class _Reader:
     found: CaptureFile = field(default_factory=CaptureFile)
     interfaces: list[_Interface] = field(default_factory=list)  # of the section: each has numbers of its own
     all_interfaces: list[_Interface] = field(default_factory=list)
+    places: set[str] = field(default_factory=set)
     secrets: list[str] = field(default_factory=list)
     at: int = 0  # where the block begins
     order: str = "<"
@@ -121,7 +123,10 @@ class _Reader:
     def _interface(self, body: bytes) -> None:
         link_type, _, snap_length = self._fields("HHI", body)
         options = dict(self._options(body[8:]))
-        interface = _Interface(link_type, snap_length, _text(options.get(_NAME, b"")))
+        name, number = _text(options.get(_NAME, b"")), len(self.all_interfaces)
+        place = f"{name or 'interface'} {number}" if not name or name in self.places else name
+        self.places.add(place)
+        interface = _Interface(link_type, snap_length, name, place)
         if resolution := options.get(_RESOLUTION):  # section 4.2: the first bit says 2 for a base, else 10
             interface.units = (2 if resolution[0] & 0x80 else 10) ** (resolution[0] & 0x7F)
         interface.offset_s = self._number(options.get(_OFFSET, b""), signed=True)
@@ -158,8 +163,8 @@ class _Reader:
     def _take(
         self, interface: _Interface, time_ns: int | None, data: bytes, length: int, outbound: bool | None = None
     ) -> None:
-        host = interface.name if self.found.by_labkit else ""
-        self.found.add(self.at, time_ns, interface.link_type, data, length, host=host, outbound=outbound)
+        place = interface.place
+        self.found.add(self.at, time_ns, interface.link_type, data, length, interface=place, outbound=outbound)
 
     def _simple_packet(self, body: bytes) -> None:
         (length,) = self._fields("I", body)

@@ -244,6 +244,55 @@ def test_the_file_of_a_capture_is_named_where_its_tier_would_stand(opened: Open)
     assert origin(capture.ladder().tier) == "Read from the file x.pcapng."
 
 
+# Several looks at one packet.
+
+
+def test_both_ends_in_one_file(opened: Open) -> None:
+    """Merged from client and server: the arrival is padded, has lost a hop, and is no repetition."""
+    sent = ethernet(udp(b"hi"))
+    arrived = bytearray(sent + bytes(10))
+    arrived[22] -= 3  # hops
+    arrived[24:26] = b"\x12\x34"
+    again = bytearray(sent)
+    again[18:20] = b"\0\x08"  # another packet of the same content
+    content = (
+        section() + interface(options=option("<", 2, b"a")) + interface(link_type=101, options=option("<", 2, b"b"))
+    )
+    content += packet("<", 1000, sent) + packet("<", 4000, bytes(arrived[14:]), 1) + packet("<", 9000, bytes(again))
+    capture = opened(content)
+    assert [(t.sent_ns, t.received_ns) for t in capture.transits] == [(10**6, 4 * 10**6), (None, 9 * 10**6)]
+    assert len(capture.frames) == 3
+    assert [p.lost for p in capture.messages] == [False, False]
+
+
+def test_on_any_a_forwarded_packet_is_one(opened: Open) -> None:
+    def at(link: int, outgoing: bool, hops: int) -> bytes:
+        inside = bytearray(udp(b"hi"))
+        inside[8] = hops
+        return struct.pack("!HHIHBB8s", 0x0800, 0, link, 1, 4 if outgoing else 0, 6, bytes(8)) + bytes(inside)
+
+    looks = [at(3, False, 64), at(4, True, 63), at(4, True, 63), at(5, True, 63)]
+    content = section() + interface(link_type=276)
+    content += b"".join(packet("<", 1000 * number, look) for number, look in enumerate(looks))
+    transits = opened(content).transits
+    # The same bytes twice at one place are two packets; the third place has seen the first of them.
+    assert [(t.sent_ns, t.received_ns) for t in transits] == [(0, 3 * 10**6), (None, 2 * 10**6)]
+
+
+def test_looks_far_apart_are_two_packets(opened: Open) -> None:
+    content = section() + interface() + interface()
+    content += packet("<", 0, FRAME) + packet("<", 4_000_000, FRAME, 1)
+    assert len(opened(content).transits) == 2
+
+
+def test_a_copy_keeps_the_places(opened: Open, tmp_path: Path) -> None:
+    content = section() + interface() + interface() + packet("<", 0, FRAME) + packet("<", 7, FRAME, 1)
+    capture = opened(content)
+    again = Captured.open(capture.save(tmp_path / "copy.pcapng"))
+    assert (again.transits, again.frames) == (capture.transits, capture.frames)
+    assert again.transits[0].source == "192.0.2.1"
+
+
 # What is damaged, or something else.
 
 SOUND = section() + interface() + packet("<", 1, FRAME)

@@ -28,8 +28,13 @@ def complete(path: Path) -> bool:
 
 @pytest.fixture(scope="session")
 def tool(require_program: Require) -> Require:
-    """``tool("editcap")``: a program of dumpcap's package."""
-    return lambda name: str(Path(require_program("dumpcap")).with_name(name))
+    """``tool("editcap")``: a program of dumpcap's package, or another one."""
+    beside = {"editcap", "mergecap", "text2pcap"}
+
+    def find(name: str) -> str:
+        return str(Path(require_program("dumpcap")).with_name(name)) if name in beside else require_program(name)
+
+    return find
 
 
 @dataclass
@@ -126,6 +131,29 @@ def test_merged_files_have_several_interfaces(https: Https, tool: Require, tmp_p
     assert len(capture.frames) == len(times) + 1
     assert said(capture) == said(https.wire)
     assert [m.data for p in capture.messages for m in p.messages if m.protocol == "UDP"] == [b"hello"]
+
+
+def test_both_ends_merged_show_when_each_packet_left_and_arrived(tool: Require, tmp_path: Path) -> None:
+    curl, dumpcap, files = tool("curl"), tool("dumpcap"), [tmp_path / "client.pcapng", tmp_path / "server.pcapng"]
+    with Lab(rtt_ms=20) as lab, HttpServer(lab.server, lambda _: Response(body=bytes(3000))) as server:
+        hosts = [lab.client, lab.server]
+        running = [
+            host.start([dumpcap, "-i", "eth0", "-w", str(file)]) for host, file in zip(hosts, files, strict=True)
+        ]
+        for each in running:
+            wait_until(lambda each=each: "File: " in each.stderr, what="the start of dumpcap")
+        lab.client.run([curl, "-sS", "-o", "/dev/null", f"http://server.lab:{server.port}/x"]).check()
+        for file in files:
+            wait_until(lambda file=file: complete(file), what="the end of the connection in the file")
+        for each in running:
+            each.close()
+    run([tool("mergecap"), "-I", "none", "-w", str(tmp_path / "both.pcapng"), *map(str, files)])
+    capture = Captured.open(tmp_path / "both.pcapng")
+    whole = [p for p in capture.messages if p.transit.sent_ns is not None and p.transit.received_ns is not None]
+    assert len(whole) >= len(capture.messages) - 2  # an ACK of a FIN may have come when one of them had stopped
+    assert not any(p.retransmission or p.lost for p in capture.messages)
+    assert all(p.transit.received_ns - p.transit.sent_ns >= 9_000_000 for p in whole)
+    assert [name for _, name, _ in said(capture)] == ["GET /x HTTP/1.1", "HTTP/1.1 200"]
 
 
 @pytest.mark.parametrize(("link_type", "data"), [("1", ethernet(udp(b"hello"))), ("101", udp(b"hello"))])
