@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def command(module: str, *words: object, bare: bool = False) -> list[str]:
 
 def start(module: str, *words: object, **options: Any) -> subprocess.Popen[bytes]:
     """Start it bare. A notebook's interrupt, which goes to its whole process group, does not reach it."""
-    return subprocess.Popen(command(module, *words, bare=True), start_new_session=True, **options)
+    words_of = command(module, *words, bare=True)
+    # In a context of its own: labkit's processes are on no host, whatever block they are started in.
+    return Context().run(lambda: subprocess.Popen(words_of, start_new_session=True, **options))
 
 
 def end(process: subprocess.Popen[bytes], patience_s: float = 10.0) -> None:

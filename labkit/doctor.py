@@ -13,6 +13,7 @@ from typing import Any
 
 from labkit.errors import LabError
 from labkit.lab import Lab
+from labkit.network import environment
 from labkit.network.support import why_unavailable
 from labkit.network.tiers import LOOPBACK, TIERS, forced
 
@@ -94,6 +95,7 @@ def doctor() -> Report:
     checks = [_python(), _packages()]
     tier, lab_checks = _lab()
     checks += lab_checks
+    checks.append(_surroundings())
     checks += _others()
     checks += [_program(name, use) for name, use in PROGRAMS.items()]
     return Report(tier, TIERS.get(tier, "no lab can be opened"), tuple(checks))
@@ -151,11 +153,22 @@ def _lab() -> tuple[str, list[Check]]:
         checks.append(Check("names for programs", "optional", found, "allow mount(2) in this container"))
     else:
         checks.append(Check("names for programs", "ok", "server.lab resolves for every program on a host"))
+    if os.geteuid() == 0:
+        checks.append(Check("users", "ok", "programs on a host may change their user, as nginx and sshd do"))
+    else:
+        checks.append(Check("users", "ok", "programs on a host are you; none can change its user, as outside"))
     if ip6:
         checks.append(Check("IPv6", "ok", "hosts have IPv6 addresses"))
     else:
         checks.append(Check("IPv6", "optional", "this kernel has none", "boot without ipv6.disable=1"))
     return tier, checks
+
+
+def _surroundings() -> Check:
+    """What of this machine's environment is kept from hosts: nothing is to mend, but who wonders finds it here."""
+    kept = environment.overridden()
+    found = f"not seen on a host: {', '.join(kept)}" if kept else "no proxy, no database, no .curlrc"
+    return Check("surroundings", "ok", found)
 
 
 def _others() -> list[Check]:

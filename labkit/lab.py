@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from labkit import checks
 from labkit.errors import LabUnavailable, NameTaken
+from labkit.network import environment
 from labkit.network.engine import Engine
 from labkit.network.host import Host
 from labkit.network.isolation import Isolation
@@ -90,6 +91,7 @@ class Lab(Network):
         super().__init__(links, seed=seed, name=name, engine=best_engine, networks=networks)
         try:
             self.keylog_path.touch(mode=0o600)
+            self.program_environment |= environment.configuration(self.directory)
         except BaseException:
             self.close()
             raise

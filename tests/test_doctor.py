@@ -28,7 +28,8 @@ def test_what_it_says_of_this_machine(report: Report) -> None:
     assert report.live == TIERS[report.tier]
     checks = {check.name: check for check in report.checks}
     assert set(checks) == {
-        "Python", "Python packages", "lab", "kernel settings", "names for programs", "IPv6", "progress", *PROGRAMS
+        "Python", "Python packages", "lab", "kernel settings", "names for programs", "users", "IPv6", "surroundings",
+        "progress", *PROGRAMS
     }  # fmt: skip
     assert checks["Python"].found.startswith(".".join(map(str, sys.version_info[:3])))
     assert os.uname().release in checks["Python"].found
@@ -143,3 +144,10 @@ def test_from_a_folder_without_its_packages(tmp_path: Path) -> None:
     assert "MISSING  Python packages: labkit runs from its folder" in done.stdout
     assert "→ make env" in done.stdout
     assert done.stderr == ""
+
+
+def test_it_names_what_is_kept_from_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    (kept,) = (check for check in doctor().checks if check.name == "surroundings")
+    assert kept.state == "ok"
+    assert "https_proxy" in kept.found

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from labkit import Lab, LabClosed
-from labkit.network import sockets
+from labkit.network import patches
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Processes = Callable[[object], dict[int, str]]
@@ -242,7 +242,7 @@ def test_a_lab_whose_process_is_killed_says_so(processes_of: Processes, victim: 
     assert capture.closed
     assert not lab.directory.exists()
     assert gone(list(pids))
-    assert not any(sockets._labs_open.values())
+    assert not any(patches._labs_open.values())
 
 
 def test_somebody_else_waits_for_the_guardian() -> None:
@@ -266,7 +266,7 @@ def test_a_dropped_lab_is_ended_by_the_collector(processes_of: Processes, with_c
     until(lambda: gc.collect() >= 0 and reference() is None, 5)
     assert gone(pids)
     assert not directory.exists()
-    assert not any(sockets._labs_open.values())
+    assert not any(patches._labs_open.values())
     until(lambda: threading.active_count() == threads - with_capture, 5)
 
 
@@ -315,7 +315,7 @@ INTERRUPTED = """
 import faulthandler, gc, os, signal, socket, sys, threading, time
 faulthandler.dump_traceback_later(60, exit=True)
 from labkit import Lab, LabClosed
-from labkit.network import sockets
+from labkit.network import patches
 print("ready", flush=True)
 sys.stdin.readline()
 lab, reopened, interrupted, pending = None, 0, 0, False
@@ -416,6 +416,6 @@ def test_interrupts_at_any_point(python: Start, tmp_path: Path, group: bool) -> 
 def test_nothing_of_all_this_is_left() -> None:
     """Runs last in this file."""
     gc.collect()
-    assert not any(sockets._labs_open.values())
+    assert not any(patches._labs_open.values())
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("labkit")] == []
     assert sys.modules["socket"].socket.__init__.__module__ == "socket"

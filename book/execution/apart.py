@@ -22,7 +22,7 @@ from book.learn.live import key_of
 from labkit.errors import LabError, MeasurementFailed, NotAvailableHere, NotReady
 from labkit.lab import Lab
 from labkit.load.thread_names import name_threads
-from labkit.network.process import COLOURED
+from labkit.network.environment import COLOURED
 from labkit.queues.run_queue import ThreadTimes, between, state, threads_of, tree
 from labkit.recorded import keep, recall, recording_to
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from labkit.errors import InvalidValue, LabUnavailable, MeasurementFailed, NotAvailableHere, NotReady
-from labkit.network.process import COLOURED
+from labkit.network.environment import COLOURED
 from labkit.queues.run_queue import threads_of
 
 Outcome = Literal["right", "wrong", "could not be judged", "not attempted", "not available here"]

@@ -21,7 +21,7 @@ from labkit.loopback.frames import Endpoint
 from labkit.loopback.ports import LOOPBACK_ADDRESS
 from labkit.loopback.programs import Kept
 from labkit.loopback.relay import RECORD, START_TIMEOUT_S
-from labkit.network import sockets as network_sockets
+from labkit.network import patches
 from labkit.network.addresses import Subnet
 from labkit.network.engine import Address, Engine, Running, SocketAddress
 from labkit.network.link import Rule
@@ -50,7 +50,7 @@ class Loopback(Engine):
         self._relay = child.start("labkit.loopback.relay", directory, seed, **pipes)
         self._life: Any = None
         self._programs: dict[int, Kept] = {}  # by process id
-        network_sockets.install(sockets.LAYER)
+        patches.install(sockets.LAYER)
         try:
             self.relay.control_port, stream_port = self._ports()
             self.bindings = Bindings(self.relay, stream_port, self.hosts)
@@ -112,6 +112,9 @@ class Loopback(Engine):
     def write_file(self, host: str, path: str, text: str) -> None:
         raise _needs_kernel("the settings of a host's kernel cannot be changed")
 
+    def namespaces(self, host: str) -> Mapping[str, int]:
+        raise _needs_kernel("a process cannot be on a host")
+
     def start_program(
         self, host: str, argv: Sequence[str], env: Mapping[str, str], cwd: str, files: Sequence[int]
     ) -> Running:
@@ -159,7 +162,7 @@ class Loopback(Engine):
     def end(self) -> None:
         """Let go of the relay, which ends for it."""
         if not self.closed:
-            network_sockets.uninstall(sockets.LAYER)
+            patches.uninstall(sockets.LAYER)
         self.closed = self.relay.closed = True
         for kept in list(self._programs.values()):
             kept.end()  # in a forked child this lets go of it, and ends nothing

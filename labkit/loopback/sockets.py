@@ -24,7 +24,8 @@ from labkit.loopback.bindings import Address, Bindings, RelayClient
 from labkit.loopback.frames import Endpoint
 from labkit.loopback.ports import LOOPBACK_ADDRESS, taken
 from labkit.network import addresses
-from labkit.network.sockets import Layer, find, unknown
+from labkit.network.patches import Layer
+from labkit.network.sockets import find, unknown
 
 OPEN_TIMEOUT_S = 127.0  # as long as Linux sends SYNs, with net.ipv4.tcp_syn_retries as it is
 TCP_FASTOPEN_CONNECT = 30  # linux/tcp.h; the socket module has no name for it

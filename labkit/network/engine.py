@@ -110,6 +110,7 @@ class OnHost(Named, Protocol):
     def lab(self) -> Owner: ...
 
     def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int: ...
+    def namespaces(self) -> Mapping[str, int]: ...
 
 
 class Owner(Protocol):
@@ -214,6 +215,14 @@ class Engine(ABC):
     @abstractmethod
     def open_socket(self, host: str | None, family: int, kind: int, protocol: int) -> int:
         """A socket as a bare descriptor, which the caller owns: on a host or (None) in the middle of the wire."""
+
+    @abstractmethod
+    def namespaces(self, host: str) -> Mapping[str, int]:
+        """Descriptors of a host's namespaces by their names in /proc/self/ns, and "lab", a pidfd that is readable when
+        the lab has ended. They stay the engine's.
+
+        What enters them ends with the lab, at the latest when ``end`` returns.
+        """
 
     @abstractmethod
     def read_file(self, host: str, path: str) -> str:

@@ -27,6 +27,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import traceback
 from typing import Any, NamedTuple
 
@@ -51,6 +52,8 @@ from labkit.network.namespaces import (
 )
 from labkit.network.netlink import IFF_NOARP, IFF_UP, RouteSocket, turn_offloads_off
 
+ENTERED = "entered"  # a file in the lab's directory: processes of the notebook's may be on hosts
+STRAYS_S = 5.0
 # The same start on every machine. Values that the kernel refuses (a read-only /proc/sys) are reported, not hidden.
 HOST_SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
@@ -119,6 +122,7 @@ class Helper:
             "add_host": self.add_host,
             "add_interface": self.add_interface,
             "socket": self.open_socket,
+            "namespaces": self.namespaces,
             "read": self.read_file,
             "write": self.write_file,
             "spawn": self.spawn,
@@ -207,6 +211,18 @@ class Helper:
             with self.on(request["host"]):
                 sock = socket.socket(*arguments)
         return {}, [sock.detach()]
+
+    def namespaces(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
+        """Of a host, by their names in /proc/self/ns: for processes of the notebook's that enter it."""
+        host = self.hosts[request["host"]]
+        open(os.path.join(self.directory, ENTERED), "w").close()
+        own = {kind: os.open(f"/proc/self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("user", "mnt")}
+        # Copies, because what is sent is closed here.
+        own["net"] = os.dup(host.namespace)
+        if host.uts is not None:
+            own["uts"] = os.dup(host.uts)
+        own["lab"] = os.pidfd_open(os.getpid())  # tells when the lab has ended, in whatever way
+        return {"kinds": list(own)}, list(own.values())
 
     def read_file(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
         with self.on(request["host"]), open(request["path"]) as file:
@@ -367,6 +383,26 @@ def hosts_file(directory: str) -> dict[str, str]:
     return {}
 
 
+def end_what_entered() -> None:
+    """Kill the notebook's own processes on hosts (labkit.network.enter), and their children: all that share the mount
+    namespace of this process. They are not in the lab's PID namespace, so that the notebook can be their parent."""
+    own = os.stat("/proc/self/ns/mnt").st_ino
+    deadline = time.monotonic() + STRAYS_S
+    found = True
+    while found and time.monotonic() < deadline:
+        found = False
+        for number in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):  # of another user, or it has ended meanwhile
+                process = os.open(f"/proc/{number}", os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    if number != os.readlink("/proc/self") and os.stat("ns/mnt", dir_fd=process).st_ino == own:
+                        found = True
+                        signal.pidfd_send_signal(process, signal.SIGKILL)
+                finally:
+                    os.close(process)
+        time.sleep(0.001 if found else 0)  # until the kernel has taken them away
+
+
 def main() -> None:
     """Arguments: descriptor of the control socket, of the wire's, of the notebook's pidfd; directory; seed; "fixed"
     to take the right to change kernel settings away, for a rehearsal of machines that do so."""
@@ -390,6 +426,8 @@ def main() -> None:
         control.close()
         wire_control.close()
         os.waitpid(helper, 0)
+        if os.path.exists(os.path.join(directory, ENTERED)):
+            end_what_entered()
         shutil.rmtree(directory, ignore_errors=True)
         os._exit(0)
     try:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit import checks
 from labkit.errors import InvalidValue, LabError
-from labkit.network import sockets
+from labkit.network import environment, inside
 from labkit.network.engine import Address, Engine, Owner, SocketAddress
 from labkit.network.interface import Cut, Interface
 from labkit.network.link import Link
@@ -58,11 +58,11 @@ class Host:
 
     def __enter__(self) -> Host:
         self.engine.check_open()
-        sockets.enter(self)
+        inside.enter(self)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        sockets.leave()
+        inside.leave()
 
     @property
     def link(self) -> Link:
@@ -174,6 +174,11 @@ class Host:
             checks.whole(name, value)
         return self.engine.open_socket(self.name, family, kind, protocol)
 
+    def namespaces(self) -> Mapping[str, int]:
+        """Descriptors of the namespaces that make this host, for what enters it. Raises NotAvailableHere."""
+        self.engine.check_open()
+        return self.engine.namespaces(self.name)
+
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
         """A socket of this host, without entering it. Raises the kernel's own OSError."""
         return socket.socket(fileno=self.open_descriptor(family, kind, protocol))
@@ -238,8 +243,9 @@ class Host:
         files: Sequence[int] | None = None,
     ) -> Program:
         """As ``start``, but the program is the caller's to close: the lab does not know of it."""
-        environment = {**self.lab.program_environment, **(checks.optional(checks.environment, "env", env) or {})}
-        return Program(self.engine, self.name, args, env=environment, cwd=cwd, stdin=stdin, files=files)
+        asked = checks.optional(checks.environment, "env", env) or {}
+        program_env = environment.of_programs(self.lab.program_environment, asked)
+        return Program(self.engine, self.name, args, env=program_env, cwd=cwd, stdin=stdin, files=files)
 
     def terminal(self) -> Any:
         """A terminal on this host, in the learner's JupyterLab: as a cell's last line it is a link that opens it.

@@ -44,6 +44,7 @@ class Isolation(Engine):
             raise LabUnavailable(f"No lab here: {cause}. Way out: {way_out}.")
         super().__init__(directory)
         self._pid = os.getpid()
+        self._namespaces: dict[str, dict[str, int]] = {}
         self._control, self._wire_socket, self._guardian = _start_helper(directory, seed, fixed_sysctls)
         try:
             self.refused |= self._hello()
@@ -125,6 +126,12 @@ class Isolation(Engine):
         _, (descriptor,) = self._ask(request)
         return descriptor
 
+    def namespaces(self, host: str) -> Mapping[str, int]:
+        if host not in self._namespaces:
+            reply, descriptors = self._ask({"op": "namespaces", "host": host})
+            self._namespaces[host] = dict(zip(reply["kinds"], descriptors, strict=True))
+        return self._namespaces[host]
+
     def read_file(self, host: str, path: str) -> str:
         return str(self._ask({"op": "read", "host": host, "path": path})[0]["text"])
 
@@ -158,6 +165,10 @@ class Isolation(Engine):
                 self._control.shutdown(socket.SHUT_RDWR)
         self._control.close()
         self._wire_socket.close()
+        for kinds in self._namespaces.values():
+            for descriptor in kinds.values():
+                os.close(descriptor)
+        self._namespaces.clear()
         if self._guardian.stderr is not None:
             self._guardian.stderr.close()
         if not ours:

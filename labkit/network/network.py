@@ -15,7 +15,7 @@ from typing import Any
 
 from labkit import checks
 from labkit.errors import InvalidValue, NameTaken, NotAvailableHere
-from labkit.network import sockets
+from labkit.network import within
 from labkit.network.addresses import Subnet
 from labkit.network.engine import Address, Closable, Engine, Start
 from labkit.network.host import Host
@@ -81,7 +81,7 @@ class Network:
         first = next(iter(plan))
         self.engine = engine(self.directory, seed, plan[first])
         self.engine.name = name or self.engine.name
-        sockets.install()
+        within.install()
         self._finalizer = weakref.finalize(self, _end, self.engine)
         try:
             self.wire = WireControl(self.engine)
@@ -331,5 +331,5 @@ class Network:
 
 def _end(engine: Engine) -> None:
     """At the lab's end, or the interpreter's."""
-    sockets.uninstall()
+    within.uninstall()
     engine.end()

@@ -18,9 +18,6 @@ from labkit import checks
 from labkit.errors import LabClosed, LabError, NotReady, ProgramNotFound
 from labkit.network.engine import Engine
 
-# A notebook's kernel sets them for what `!program` prints into a cell. What is read as text comes without escapes.
-COLOURED = ("FORCE_COLOR", "CLICOLOR_FORCE")
-
 
 @dataclass(frozen=True)
 class Completed:
@@ -70,15 +67,14 @@ class Program:
         self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  closed with the Program
         for file in (self._out, self._err):
             weakref.finalize(self, file.close)
-        environment = {name: value for name, value in os.environ.items() if name not in COLOURED} | env
         with tempfile.TemporaryFile() as words:
             words.write(stdin or b"")
             words.seek(0)
             ours = [words.fileno(), self._out.fileno(), self._err.fileno()]
             try:
-                self._running = engine.start_program(host, self.args, environment, where, files or ours)
+                self._running = engine.start_program(host, self.args, env, where, files or ours)
             except OSError as exc:
-                raise self._not_started(exc, where, environment.get("PATH")) from None
+                raise self._not_started(exc, where, env.get("PATH")) from None
         weakref.finalize(self, self._running.close)
         self.pid = self._running.pid
 

@@ -1,93 +1,38 @@
 """Inside ``with host:`` Python's new sockets come from that host. This module is how.
 
-A context variable names the host, so each thread and each task has its own, and blocks nest. While a lab is open,
-these functions of the standard library look at that variable first; when the last lab closes, the originals are
-put back:
+While a lab is open, these functions of the standard library look first which block they are in (labkit.network.inside);
+when the last lab closes, the originals are put back:
 
 - ``socket.socket(...)`` asks the lab for a descriptor of that host (AF_INET, AF_INET6, AF_PACKET, AF_NETLINK);
-- ``socket.getaddrinfo``, ``gethostbyname``, ``gethostbyaddr`` and a socket's ``bind``, ``connect``, ``connect_ex`` and
-  ``sendto`` know ``server.lab`` and ``server``;
+- ``socket.getaddrinfo``, ``gethostbyname``, ``gethostbyaddr``, ``getnameinfo`` and a socket's ``bind``, ``connect``,
+  ``connect_ex``, ``sendto`` and ``sendmsg`` know ``server.lab`` and ``server``, and ask no name server;
 - ``threading.Thread.start`` and ``ThreadPoolExecutor.submit`` carry the host over to the new thread, as tasks do
   by themselves.
 
-Outside a block they behave as ever. Libraries with sockets of their own in C (grpcio, libpq, uvloop) are not
-reached: run them as programs on a host. scapy looks at interfaces and routes once, when it is imported, so in a
-block it needs ``conf.ifaces.reload()`` and ``conf.route.resync()``; and, as a lab has no ARP to ask,
-``conf.L3socket = L3RawSocket`` for ``send`` and ``sr1``, which leaves routing to the host's kernel.
+Outside a block they behave as ever. Processes that are started in a block are the affair of labkit.network.children,
+libraries with sockets of their own in C (grpcio, libpq) that of labkit.network.libraries.
+
+scapy looks at interfaces and routes once, when it is imported, so in a block it needs ``conf.ifaces.reload()`` and
+``conf.route.resync()``; and, as a lab has no ARP to ask, ``conf.L3socket = L3RawSocket`` for ``send`` and ``sr1``,
+which leaves routing to the host's kernel.
 """
 
 from __future__ import annotations
 
-import contextvars
-import functools
+import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from labkit.network import patches
 from labkit.network.engine import Named, OnHost
+from labkit.network.inside import being, current_host, entered
 
+HOST_NOT_FOUND = 1  # netdb.h
 FAMILIES = {socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_PACKET", -2), getattr(socket, "AF_NETLINK", -3)}
-
-# The hosts of the blocks this context is in, innermost last.
-_blocks: contextvars.ContextVar[tuple[OnHost, ...]] = contextvars.ContextVar("labkit_blocks", default=())
-
-# What is replaced while a lab is open: owner, name, what wraps the function that was there.
-Layer = tuple[tuple[Any, str, Callable[[Any], Any]], ...]
-
-_lock = threading.RLock()  # the collector may end a forgotten lab in the middle of opening another
-_labs_open: dict[Layer, int] = {}  # by what they need replaced, the lowest layer first
-_originals: dict[tuple[Any, str], tuple[Any, Any]] = {}  # what the owner itself had (None: inherited), what it did
-
-
-def current_host() -> OnHost | None:
-    """The host of the innermost ``with host:`` block that this thread or task is in."""
-    blocks = _blocks.get()
-    return blocks[-1] if blocks else None
-
-
-def enter(host: OnHost) -> None:
-    _blocks.set((*_blocks.get(), host))
-
-
-def leave() -> None:
-    _blocks.set(_blocks.get()[:-1])
-
-
-def install(layer: Layer | None = None) -> None:
-    """Count one lab more that needs a layer, by default this module's; with the first one, put it in place."""
-    _count(layer or LAYER, 1)
-
-
-def uninstall(layer: Layer | None = None) -> None:
-    """Count one lab less; with the last one, put back what was there."""
-    _count(layer or LAYER, -1)
-
-
-def _count(layer: Layer, change: int) -> None:
-    with _lock:
-        _labs_open.setdefault(LAYER, 0)  # always the lowest
-        before = _labs_open.get(layer, 0)
-        _labs_open[layer] = before + change
-        if bool(before) == bool(before + change):
-            return
-        wraps: dict[tuple[Any, str], list[Callable[[Any], Any]]] = {key: [] for key in _originals}
-        for each, labs in _labs_open.items():
-            for owner, name, wrap in each if labs else ():
-                wraps.setdefault((owner, name), []).append(wrap)
-        for (owner, name), wanted in wraps.items():
-            own, function = _originals.setdefault((owner, name), (vars(owner).get(name), getattr(owner, name)))
-            for wrap in wanted:
-                function = functools.wraps(function)(wrap(function))
-            if wanted:
-                setattr(owner, name, function)
-                continue
-            del _originals[owner, name]
-            if own is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
 
 
 def _socket_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -124,23 +69,86 @@ def _gethostbyname(original: Callable[[str], str]) -> Callable[[str], str]:
     return gethostbyname
 
 
+def _gethostbyname_ex(original: Callable[[str], Any]) -> Callable[[str], Any]:
+    def gethostbyname_ex(hostname: str) -> Any:
+        here = current_host()
+        known = None if here is None else _host_of(here, hostname)
+        if known is not None:
+            return known.fqdn, [known.name], [known.ip]
+        return original(_lab_address(hostname, socket.AF_INET) or hostname)
+
+    return gethostbyname_ex
+
+
 def _gethostbyaddr(original: Callable[[str], Any]) -> Callable[[str], Any]:
     def gethostbyaddr(ip_address: str) -> tuple[str, list[str], list[str]]:
         here = current_host()
-        for host in here.lab.hosts.values() if here else ():
-            if ip_address in (host.ip, host.ip6, host.fqdn, host.name):
-                return host.fqdn, [host.name], [host.ip]
-        return original(ip_address)  # type: ignore[no-any-return]
+        if here is None:
+            return original(ip_address)  # type: ignore[no-any-return]
+        host = _host_of(here, ip_address)
+        if host is not None:
+            return host.fqdn, [host.name], [host.ip]
+        if ip_address in ("localhost", "127.0.0.1", "::1"):
+            return "localhost", [], ["::1" if ip_address == "::1" else "127.0.0.1"]
+        raise socket.herror(HOST_NOT_FOUND, f"{ip_address!r} is no host of this lab")
 
     return gethostbyaddr
 
 
+def _getnameinfo(original: Callable[..., Any]) -> Callable[..., Any]:
+    def getnameinfo(sockaddr: Any, flags: int) -> tuple[str, str]:
+        here = current_host()
+        if here is None or flags & socket.NI_NUMERICHOST:
+            return original(sockaddr, flags)  # type: ignore[no-any-return]
+        number, service = original(sockaddr, (flags | socket.NI_NUMERICHOST) & ~socket.NI_NAMEREQD)
+        host = _host_of(here, number)
+        if host is None and flags & socket.NI_NAMEREQD:
+            raise socket.gaierror(socket.EAI_NONAME, f"{number!r} is no host of this lab")
+        return host.fqdn if host else number, service
+
+    return getnameinfo
+
+
+def _gethostname(original: Callable[[], str]) -> Callable[[], str]:
+    def gethostname() -> str:
+        host = current_host()
+        return host.name if host else original()
+
+    return gethostname
+
+
+def _host_of(here: OnHost, text: str) -> OnHost | None:
+    """The lab's host of a name or an address."""
+    for host in here.lab.hosts.values():
+        if text and text in (host.ip, host.ip6, host.fqdn, host.name):
+            return host
+    return None
+
+
 def _lab_address(name: Any, family: int) -> str | None:
-    """A lab host's address, None for what is not a lab's name. Raises gaierror for a host this lab does not have."""
+    """A lab host's address; None for what needs no name server, such as an address.
+
+    Raises gaierror for every other name: a question to the machine's name server would leave the lab.
+    """
     here = current_host()
-    if here is None or not isinstance(name, (str, bytes)):
+    if here is None or not name or not isinstance(name, (str, bytes)):
         return None
-    return find(here.lab.hosts, name, family)
+    address = find(here.lab.hosts, name, family)
+    if address is not None or _needs_no_server(name if isinstance(name, str) else name.decode("ascii", "replace")):
+        return address
+    if name in (os.uname().nodename, os.uname().nodename.encode()):  # the machine is the host now
+        return find(here.lab.hosts, here.name, family)
+    raise unknown(here.lab.hosts, name)
+
+
+def _needs_no_server(name: str) -> bool:
+    if name in ("localhost", "<broadcast>"):
+        return True
+    with contextlib.suppress(OSError):
+        return bool(socket.inet_aton(name))  # 127.1, too
+    with contextlib.suppress(OSError, ValueError):
+        return bool(socket.inet_pton(socket.AF_INET6, name.partition("%")[0]))
+    return False
 
 
 def find(hosts: Mapping[str, Named], name: str | bytes, family: int) -> str | None:
@@ -167,7 +175,7 @@ def _with_address(position: int) -> Callable[[Callable[..., Any]], Callable[...,
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def method(self: socket.socket, *args: Any) -> Any:
-            address = args[position] if args else None
+            address = args[position] if -len(args) <= position < len(args) else None
             # Only of the internet families: a packet socket's address names an interface.
             if isinstance(address, tuple) and address and self.family in (socket.AF_INET, socket.AF_INET6):
                 changed = list(args)
@@ -182,12 +190,12 @@ def _with_address(position: int) -> Callable[[Callable[..., Any]], Callable[...,
 
 def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
     def start(self: threading.Thread) -> None:
-        blocks, run = _blocks.get(), self.run
+        blocks, run = entered.get(), self.run
         if blocks:
 
             def run_on_host() -> None:
                 del self.run
-                _blocks.set(blocks)
+                entered.set(blocks)
                 run()
 
             self.run = run_on_host  # type: ignore[method-assign]
@@ -199,35 +207,35 @@ def _thread_start(original: Callable[[threading.Thread], None]) -> Callable[[thr
 def _submit(original: Callable[..., Any]) -> Callable[..., Any]:
     def submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         # A pool's thread serves many callers: each call brings its own host, the thread itself has none.
-        blocks = _blocks.get()
+        blocks = entered.get()
         if not blocks:
             return original(self, fn, *args, **kwargs)
-        token = _blocks.set(())
-        try:
+        with being(()):
             return original(self, _call_on, blocks, fn, *args, **kwargs)
-        finally:
-            _blocks.reset(token)
 
     return submit
 
 
 def _call_on(blocks: tuple[OnHost, ...], fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    token = _blocks.set(blocks)
-    try:
+    with being(blocks):
         return fn(*args, **kwargs)
-    finally:
-        _blocks.reset(token)
 
 
-LAYER: Layer = (
+LAYER: patches.Layer = (
     (socket.socket, "__init__", _socket_init),
     (socket.socket, "bind", _with_address(0)),
     (socket.socket, "connect", _with_address(0)),
     (socket.socket, "connect_ex", _with_address(0)),
     (socket.socket, "sendto", _with_address(-1)),
+    (socket.socket, "sendmsg", _with_address(3)),
     (socket, "getaddrinfo", _getaddrinfo),
     (socket, "gethostbyname", _gethostbyname),
+    (socket, "gethostbyname_ex", _gethostbyname_ex),
     (socket, "gethostbyaddr", _gethostbyaddr),
+    (socket, "getnameinfo", _getnameinfo),
+    (socket, "gethostname", _gethostname),
     (threading.Thread, "start", _thread_start),
     (ThreadPoolExecutor, "submit", _submit),
 )
+
+patches.reserve(LAYER)

@@ -25,6 +25,7 @@ from labkit.handshakes.clients import client_for, server_for
 from labkit.handshakes.phases import begins, connections, timeline
 from labkit.handshakes.variants import VARIANTS
 from labkit.loopback import sockets
+from labkit.network import patches
 from labkit.network import sockets as network_sockets
 from labkit.network.host import Host
 from labkit.servers import HttpServer, Response
@@ -385,7 +386,7 @@ def test_tls_keeps_the_lab_under_it(lab: Lab) -> None:
 def test_its_methods_go_with_its_last_lab() -> None:
     """Also where a lab of another tier stays open."""
     before = socket.socket.accept, socket.socket.bind
-    network_sockets.install()  # as that lab does
+    patches.install(network_sockets.LAYER)  # as that lab does
     try:
         other = socket.socket.accept, socket.socket.bind
         with Lab(rtt_ms=0):
@@ -396,5 +397,5 @@ def test_its_methods_go_with_its_last_lab() -> None:
         assert socket.socket.accept is other[0] is before[0]
         assert socket.socket.bind is not before[1]
     finally:
-        network_sockets.uninstall()
+        patches.uninstall(network_sockets.LAYER)
     assert (socket.socket.accept, socket.socket.bind) == before

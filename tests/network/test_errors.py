@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from labkit import InvalidValue, Lab, LabClosed, Link, NameTaken
-from labkit.network import network
+from labkit.network import inside, network, patches
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +36,7 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     gc.collect()
     assert list(tmp_path.iterdir()) == []
     assert (len(os.listdir("/proc/self/fd")), threading.active_count(), children()) == before
-    assert not any(network.sockets._labs_open.values())
+    assert not any(patches._labs_open.values())
 
 
 def children() -> set[str]:
@@ -193,6 +193,6 @@ def test_a_lab_closed_inside_a_block() -> None:
     with lab.client:
         lab.close()
         with pytest.raises(LabClosed):
-            network.sockets.current_host().socket()  # type: ignore[union-attr]
+            inside.current_host().socket()  # type: ignore[union-attr]
         socket.socket().close()  # the library's own functions are back
-    assert network.sockets.current_host() is None
+    assert inside.current_host() is None

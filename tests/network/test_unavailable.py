@@ -15,7 +15,7 @@ import gc, glob, json, os, sys, tempfile, threading
 tempfile.tempdir = tempfile.mkdtemp()
 before = sorted(os.listdir("/proc/self/fd"))
 from labkit import Lab, LabUnavailable
-from labkit.network import sockets
+from labkit.network import patches
 report = {}
 try:
     lab = Lab(rtt_ms=0)
@@ -35,7 +35,7 @@ except LabUnavailable as exc:
 lab = None
 gc.collect()
 report["left"] = glob.glob(tempfile.tempdir + "/*") + open("/proc/self/task/%d/children" % os.getpid()).read().split()
-report["threads"], report["labs"] = threading.active_count(), sum(sockets._labs_open.values())
+report["threads"], report["labs"] = threading.active_count(), sum(patches._labs_open.values())
 report["descriptors"] = [n for n in sorted(os.listdir("/proc/self/fd")) if n not in before]
 os.rmdir(tempfile.tempdir)
 print(json.dumps(report))
