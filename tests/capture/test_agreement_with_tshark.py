@@ -11,6 +11,8 @@ import pytest
 
 from labkit import Lab
 from labkit.capture.capture import Capture
+from labkit.capture.dissect import dissect
+from labkit.capture.keylog import KeyLog
 from labkit.capture.messages import Message
 from labkit.services import Envoy, Nginx, Service
 
@@ -96,6 +98,28 @@ def check_http2(capture: Capture, packets: list[dict[str, list[str]]]) -> list[M
     return frames
 
 
+def check_from_the_middle(capture: Capture, step: int) -> None:
+    """Where the capture begins later, nothing gets another name than in the whole, and nearly everything gets one."""
+
+    def named(begin: int) -> set[tuple[object, ...]]:
+        packets = dissect(capture.transits[begin:], KeyLog())
+        found = {id(message): message for packet in packets for message in packet.messages}.values()
+        return {
+            (m.first + begin, m.last + begin, m.protocol, m.name, m.stream, m.start_line, m.length)
+            for m in found
+            if m.protocol not in ("TCP", "DATA") and "?" not in m.start_line
+        }
+
+    whole = named(0)
+    there, found = 0, 0
+    for begin in range(1, len(capture.transits), step):
+        rest = named(begin)
+        assert rest <= whole
+        there += sum(message[0] >= begin for message in whole)
+        found += len(rest)
+    assert found > 0.8 * there
+
+
 def requests_of(frames: list[Message]) -> list[str]:
     return [message.start_line for message in frames if message.role == "request"]
 
@@ -142,6 +166,7 @@ def test_node(lab: Lab, tshark: Look, require_program: Callable[[str], str]) -> 
     for label in ("HEADERS 1: trailers", "PUSH_PROMISE 3: GET /style.css", "RST_STREAM 5: CANCEL", "HEADERS 7: 404"):
         assert label in labels
     assert {"CONTINUATION", "PING", "GOAWAY", "WINDOW_UPDATE"} <= {message.name for message in frames}
+    check_from_the_middle(capture, 5)
 
 
 def test_curl_and_envoy(lab: Lab, tshark: Look, require_program: Callable[[str], str]) -> None:
@@ -163,6 +188,7 @@ def test_grpc(lab: Lab, tshark: Look) -> None:
     told = [message.label.rpartition("grpc-status ")[2] for message in frames if "grpc-status" in message.label]
     assert told[:4] == ["OK", "OK", "NOT_FOUND", "UNIMPLEMENTED"]
     assert "RST_STREAM 9: CANCEL" in [message.label for message in frames]
+    check_from_the_middle(capture, 3)
 
 
 def test_hypercorn(lab: Lab, tshark: Look, require_program: Callable[[str], str]) -> None:
@@ -180,6 +206,7 @@ def test_hypercorn(lab: Lab, tshark: Look, require_program: Callable[[str], str]
         assert [message.data for message in frames if message.name == "binary"] == [bytes(range(256))] * 2
         sent = b"".join(message.data for message in frames if message.name in ("text", "continuation"))
         assert sent == b"hello" * 2 + b"hello " * 400 + b"in three parts" * 2 + b"bye" * 2
+        check_from_the_middle(capture, 3)
         assert "WebSocket close: 4000" in [message.label for message in frames]
 
         curl = [require_program("curl"), "--silent", "--fail"]
