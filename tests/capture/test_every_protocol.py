@@ -30,7 +30,7 @@ from labkit.capture.dissect import dissect
 from labkit.capture.frames import Transit
 from labkit.capture.keylog import KeyLog
 from labkit.capture.messages import Found
-from labkit.capture.protocol import BodyProtocol, Datagram, DatagramProtocol, HandOver, Side, StreamProtocol
+from labkit.capture.protocol import BodyProtocol, Certainty, Datagram, DatagramProtocol, HandOver, Side, StreamProtocol
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*.pcapng.gz"))
 NAMES = sorted(info.name for info in pkgutil.iter_modules(protocols.__path__) if not info.name.startswith("_"))
@@ -115,8 +115,7 @@ def _read_body(protocol: type[BodyProtocol], said: Said) -> Iterator[tuple[int, 
 
 def _read_datagrams(protocol: type[DatagramProtocol], said: Said) -> None:
     datagrams = [Datagram(data, sender, True, ("a", 1 + sender), ("b", 2 - sender)) for sender, data in said]
-    for datagram in datagrams:
-        protocol.recognise(datagram)
+    datagrams = [each for each in datagrams if protocol.recognise(each) is not Certainty.NO]
     readings = protocol().read(datagrams, KeyLog())
     assert len(readings) == len(datagrams)
     for number, found in enumerate(readings):
