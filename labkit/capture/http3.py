@@ -3,23 +3,20 @@
 Bytes of a stream are read in the order in which they belong, as soon as all before them are there. Header fields are
 compressed with a table that grows on the QPACK streams, so streams are read side by side, in the order of sending.
 
-Sources: RFC 9114 (HTTP/3), RFC 9204 (QPACK), RFC 9220 and 9297 (settings).
+Sources: RFC 9114 (HTTP/3), RFC 9220 and 9297 (settings). ``qpack`` decodes header fields.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from labkit.capture.fields import Cursor, Truncated, printable
 from labkit.capture.in_order import InOrder
 from labkit.capture.messages import Found, Role
+from labkit.capture.qpack import FieldDecoder, Fields
 from labkit.capture.quic_frames import QuicFrame
 from labkit.capture.streams import Chunk, Placed, Segment, Stream
-
-if TYPE_CHECKING:
-    from pylsqpack import Decoder
 
 _DATA, _HEADERS, _SETTINGS, _PUSH_PROMISE = 0, 1, 4, 5
 _FRAMES = {
@@ -34,7 +31,6 @@ _SETTING_NAMES = {
     8: "ENABLE_CONNECT_PROTOCOL", 0x33: "H3_DATAGRAM",
 }  # fmt: skip
 _LONGEST_HEADERS = 2**18  # of which we decode the fields
-_LARGEST_TABLE = 2**20
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +45,12 @@ class _Item:
     start_line: str = ""
     status: int | None = None
     headers: tuple[tuple[str, str], ...] = ()
+
+    def use(self, fields: Fields) -> None:
+        """Take in the header fields that it stands for."""
+        self.start_line = start_line(fields)
+        self.status = int(self.start_line) if self.start_line.isdecimal() else None
+        self.headers = tuple((printable(name, 2**16), printable(value, 2**16)) for name, value in fields)
 
 
 @dataclass(eq=False, slots=True)
@@ -75,64 +77,7 @@ class _Stream:
         del self.unread[:size]
 
 
-class _Fields:
-    """Decodes the header fields that one side sends (RFC 9204)."""
-
-    def __init__(self) -> None:
-        self._instructions = b""
-        self._decoder: Decoder | None = None
-        self._waiting: dict[int, tuple[_Item, bytes]] = {}  # header blocks that refer to what has not come yet
-        self._blocks = 0
-
-    def allow(self, capacity: int) -> None:
-        """The other side has said how large the table may be. It must be known to read references to the table."""
-        self._begin(min(capacity, _LARGEST_TABLE))
-        instructions, self._instructions = self._instructions, b""
-        self.instruct(instructions)
-        waiting, self._waiting = self._waiting, {}
-        for item, block in waiting.values():
-            self.decode(item, block)
-
-    def _begin(self, capacity: int) -> Decoder:
-        from pylsqpack import Decoder
-
-        self._decoder = Decoder(capacity, 0xFFFF)
-        return self._decoder
-
-    def instruct(self, data: bytes) -> None:
-        """Take in bytes of the QPACK encoder stream."""
-        from pylsqpack import EncoderStreamError
-
-        self._instructions += data if len(self._instructions) < _LARGEST_TABLE else b""
-        decoder = self._decoder or self._begin(0)
-        try:
-            ready = decoder.feed_encoder(data)
-        except EncoderStreamError:
-            return
-        for block in ready:
-            if block in self._waiting:
-                self._finish(block, *self._waiting.pop(block), resume=True)
-
-    def decode(self, item: _Item, block: bytes) -> None:
-        """Name a HEADERS frame by its fields, now or when what it refers to has come."""
-        self._blocks += 1
-        self._finish(self._blocks, item, block, resume=False)
-
-    def _finish(self, number: int, item: _Item, block: bytes, *, resume: bool) -> None:
-        from pylsqpack import DecompressionFailed, StreamBlocked
-
-        decoder = self._decoder or self._begin(0)
-        try:
-            _, fields = decoder.resume_header(number) if resume else decoder.feed_header(number, block)
-        except (DecompressionFailed, StreamBlocked):
-            self._waiting[number] = item, block
-            return
-        item.start_line = start_line(fields)
-        item.status = int(item.start_line) if item.start_line.isdecimal() else None
-        item.headers = tuple((printable(name, 2**16), printable(value, 2**16)) for name, value in fields)
-
-
-def start_line(fields: list[tuple[bytes, bytes]]) -> str:
+def start_line(fields: Fields) -> str:
     """Say in a word what header fields begin: "GET /", "200", "" for trailers (RFC 9114 section 4.3)."""
     pseudo = {name: value for name, value in fields if name.startswith(b":")}
     if b":method" in pseudo:
@@ -147,7 +92,7 @@ class Http3Streams:
 
     def __init__(self) -> None:
         self._streams: dict[tuple[int, bool], _Stream] = {}
-        self._fields = {True: _Fields(), False: _Fields()}  # by who sends them: the client, the server
+        self._fields = {True: FieldDecoder(), False: FieldDecoder()}  # by who sends them: the client, the server
 
     def add(self, frame: QuicFrame, from_client: bool, early: bool, datagram: int, delivered: bool) -> None:
         """Take in a STREAM frame; frames come in the order of sending."""
@@ -219,10 +164,10 @@ class Http3Streams:
         cursor = Cursor(payload)
         try:
             if kind == _HEADERS:
-                self._fields[stream.from_client].decode(item, payload)
+                self._fields[stream.from_client].decode(payload, item.use)
             elif kind == _PUSH_PROMISE:
                 item.detail = f"push {cursor.varint()}"
-                self._fields[stream.from_client].decode(item, cursor.take(cursor.left))
+                self._fields[stream.from_client].decode(cursor.take(cursor.left), item.use)
             elif kind == _SETTINGS:
                 settings = {}
                 while cursor.left:

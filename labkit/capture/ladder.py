@@ -112,7 +112,7 @@ def table(packets: Sequence[Dissected]) -> str:
     lines = [("no.", "ms", "from → to", "protocol", "payload", "what")]
     for packet in packets:
         row = _row(packet, names, start_ns)
-        protocol = packet.flow.protocol if row.kind in ("tcp", "data") else row.kind.upper()
+        protocol = _protocol(packet)
         what = ("again: " if row.retransmission else "") + packet.what + (" (lost)" if row.lost else "")
         if packet.forwarded_by:
             what += f" (forwarded by {', '.join(packet.forwarded_by)})"
@@ -124,6 +124,15 @@ def table(packets: Sequence[Dissected]) -> str:
         f"  {payload:>{widths[4]}}  {what}"
         for number, ms, direction, protocol, payload, what in lines
     )
+
+
+def _protocol(packet: Dissected) -> str:
+    """What the packet is known as: the protocol inside its encryption, if there is one."""
+    named = [message.protocol for message in packet.messages if message.protocol not in ("TCP", "UDP", "DATA")]
+    if packet.flow.protocol == "UDP" and {"QUIC", "TLS", "HTTP/3"} & set(named):
+        return "QUIC"
+    inside = [protocol for protocol in named if protocol not in ("TLS", "DTLS")]
+    return (inside or named or [packet.flow.protocol])[0]
 
 
 _Endpoint = tuple[str, int]

@@ -14,29 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from labkit.capture.keylog import KeyLog
-from labkit.capture.messages import PACKET_NAMES, Found
+from labkit.capture.messages import Found
 from labkit.capture.protocol import Datagram, Endpoint
 from labkit.capture.quic_connection import Connection
-from labkit.capture.quic_frames import QuicFrame
 from labkit.capture.quic_headers import FIXED_BIT, MIN_SHORT_PACKET, LongHeader, is_long, read_long_header
 from labkit.capture.quic_ids import Identities
-from labkit.capture.streams import Placed
+from labkit.capture.quic_names import PacketNames, QuicPacket
 
 _MIN_RESET = 21  # RFC 9000 section 10.3
-
-
-@dataclass(slots=True)
-class _Packet:
-    """A QUIC packet inside a datagram: ``note`` is the name and detail of one without frames."""
-
-    datagram: int
-    data: bytes
-    level: str = ""
-    header: LongHeader | None = None
-    connection: Connection | None = None
-    from_client: bool = True
-    note: tuple[str, str] | None = None
-    frames: list[QuicFrame] | None = None  # None: could not be opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +61,7 @@ def read_quic(datagrams: Sequence[Datagram], secrets: KeyLog) -> list[QuicReadin
 class _Reader:
     datagrams: Sequence[Datagram]
     secrets: KeyLog
-    packets: list[list[_Packet]] = field(default_factory=list)
+    packets: list[list[QuicPacket]] = field(default_factory=list)
     identities: Identities = field(default_factory=Identities)
     connections: list[Connection] = field(default_factory=list)
     # Who sent a long header with which IDs: what a Version Negotiation has to repeat (RFC 9000 section 6.1).
@@ -100,12 +85,12 @@ class _Reader:
             packets.append(packet)
             data = data[len(packet.data) :]
 
-    def _packets_of(self, number: int) -> list[_Packet]:
+    def _packets_of(self, number: int) -> list[QuicPacket]:
         while len(self.packets) <= number:
             self.packets.append([])
         return self.packets[number]
 
-    def _long(self, number: int, data: bytes) -> _Packet | None:
+    def _long(self, number: int, data: bytes) -> QuicPacket | None:
         datagram, header = self.datagrams[number], read_long_header(data)
         if header is None:
             return None
@@ -115,7 +100,7 @@ class _Reader:
         self.asked.setdefault(key, number)
         if not header.level:
             return None
-        packet = _Packet(number, data[: header.end], header.level, header)
+        packet = QuicPacket(number, data[: header.end], header.level, header)
         known = self.identities.long(datagram.source, datagram.destination, header.destination_id)
         if header.level == "retry":
             packet.level, packet.note = "", ("Retry", f"token of {len(header.rest)} bytes")
@@ -137,7 +122,7 @@ class _Reader:
             self.identities.add_id(packet.connection, packet.from_client, header.source_id)
         return packet
 
-    def _version_negotiation(self, number: int, data: bytes, header: LongHeader) -> _Packet | None:
+    def _version_negotiation(self, number: int, data: bytes, header: LongHeader) -> QuicPacket | None:
         """Recognise it by the IDs that it repeats: any other protocol's bytes can look like one."""
         datagram = self.datagrams[number]
         asked = self.asked.get((datagram.destination, datagram.source, header.source_id, header.destination_id))
@@ -150,10 +135,10 @@ class _Reader:
             connection = Connection(datagram.destination, datagram.source, 0)
             version = int.from_bytes(first[1:5], "big")
             note = f"packet of version 0x{version:08x}", f"{len(first)} bytes"
-            self.packets[asked].append(_Packet(asked, first, connection=connection, note=note))
+            self.packets[asked].append(QuicPacket(asked, first, connection=connection, note=note))
         versions = [header.rest[at : at + 4].hex() for at in range(0, min(len(header.rest), 32), 4)]
         note = "Version Negotiation", ", ".join(f"0x{version}" for version in versions)
-        return _Packet(number, data, connection=connection, from_client=False, note=note)
+        return QuicPacket(number, data, connection=connection, from_client=False, note=note)
 
     def _unopened(self, datagram: Datagram, header: LongHeader) -> Connection:
         """Begin a connection whose first packets the capture lacks: who is the client can only be guessed."""
@@ -166,7 +151,7 @@ class _Reader:
         self.identities.add_id(connection, not from_client, header.destination_id)
         return connection
 
-    def _open_long(self, packet: _Packet, known: Sequence[tuple[Connection, bool]]) -> bool:
+    def _open_long(self, packet: QuicPacket, known: Sequence[tuple[Connection, bool]]) -> bool:
         header = packet.header
         assert header is not None
         for connection, from_client in known:
@@ -192,13 +177,13 @@ class _Reader:
         self.identities.add_id(fresh, False, header.destination_id)
         return True
 
-    def _short(self, number: int, data: bytes) -> _Packet | None:
+    def _short(self, number: int, data: bytes) -> QuicPacket | None:
         datagram, before = self.datagrams[number], self.packets[number]
         if len(data) < MIN_SHORT_PACKET:
             return None
-        claimed: _Packet | None = None
+        claimed: QuicPacket | None = None
         for connection, from_client, length, sure in self.identities.short(datagram.source, datagram.destination, data):
-            packet = _Packet(number, data, "application", None, connection, from_client)
+            packet = QuicPacket(number, data, "application", None, connection, from_client)
             if self._open(packet, connection, from_client, 1 + length):
                 self.identities.add_path(connection, from_client, datagram.source, datagram.destination)
                 return packet
@@ -206,10 +191,10 @@ class _Reader:
                 claimed = packet
         if len(data) >= _MIN_RESET and (reset := self.identities.reset(data)) is not None:
             note = "Stateless Reset", f"{len(data)} bytes"
-            return _Packet(number, data, connection=reset[0], from_client=reset[1], note=note)
+            return QuicPacket(number, data, connection=reset[0], from_client=reset[1], note=note)
         return claimed
 
-    def _open(self, packet: _Packet, connection: Connection, from_client: bool, number_at: int = 0) -> bool:
+    def _open(self, packet: QuicPacket, connection: Connection, from_client: bool, number_at: int = 0) -> bool:
         """Try to open a packet with one connection's keys, and learn from what it says."""
         if number_at + 20 > len(packet.data):  # packet number and sample (RFC 9001 section 5.4.2)
             return False
@@ -251,14 +236,14 @@ class _Reader:
 
     def readings(self) -> list[QuicReading | None]:
         self._read_again()
-        describe: dict[Connection, _Names] = {}
+        describe: dict[Connection, PacketNames] = {}
         readings: list[QuicReading | None] = []
         for packets in self.packets:
             found: list[Found] = []
             for packet in packets:
                 assert packet.connection is not None
                 if packet.connection not in describe:
-                    describe[packet.connection] = _Names(packet.connection)
+                    describe[packet.connection] = PacketNames(packet.connection)
                 found += describe[packet.connection].describe(packet)
             first = packets[0] if packets else None
             if first is None or first.connection is None:
@@ -267,37 +252,3 @@ class _Reader:
                 ends = first.connection.client, first.connection.server
                 readings.append(QuicReading(found, first.from_client, *ends))
         return readings
-
-
-class _Names:
-    """What one connection's packets carry: TLS messages in place of their CRYPTO frames."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._tls = {place: Placed(found) for place, found in connection.tls_messages().items()}
-        self._http = connection.http3.messages(rejected=connection.session.early_accepted is False)
-
-    def describe(self, packet: _Packet) -> list[Found]:
-        place = (packet.datagram, packet.datagram)
-        if packet.note:
-            return [Found("QUIC", *packet.note, "", *place, len(packet.data), packet.data)]
-        if packet.frames is None:
-            name = f"{PACKET_NAMES[packet.level]} packet (encrypted)"
-            return [Found("QUIC", name, f"{len(packet.data)} bytes", packet.level, *place, len(packet.data))]
-        described: dict[Found, None] = {}
-        for frame in packet.frames:
-            inside: list[Found] = []
-            detail = frame.detail
-            if frame.name == "CRYPTO" and (packet.level, packet.from_client) in self._tls:
-                inside = self._tls[packet.level, packet.from_client].between(frame.offset, frame.offset + frame.length)
-            elif frame.name == "STREAM":
-                early = packet.level == "early"
-                detail = self._connection.stream_detail(frame, packet.from_client, early)
-                inside = self._http.inside(frame, packet.from_client, packet.level)
-                detail += ", after a gap" if self._http.gap(frame, packet.from_client) and not inside else ""
-            if inside:
-                described.update(dict.fromkeys(inside))
-                continue
-            found = Found("QUIC", frame.name, detail, packet.level, *place, frame.length, frame.data)
-            described[replace(found, stream=frame.stream, fin=frame.fin)] = None
-        return list(described)

@@ -225,9 +225,9 @@ class DnsDatagrams(DatagramProtocol):
 
 
 class DnsStream(StreamProtocol):
-    """Messages with two bytes of length in front."""
+    """Messages with two bytes of length in front; on port 853 inside TLS (RFC 7858)."""
 
-    ports = _PORTS
+    ports = _PORTS | {853}
 
     @classmethod
     def recognise(cls, opening: Opening) -> Certainty:
@@ -235,7 +235,8 @@ class DnsStream(StreamProtocol):
             if begins and data:
                 length = int.from_bytes(data[:2], "big")
                 whole = len(data) >= 2 + length
-                return _certainty(data[2 : 2 + length], opening.port) if whole and length else Certainty.NO
+                port = 53 if opening.port == 853 else opening.port
+                return _certainty(data[2 : 2 + length], port) if whole and length else Certainty.NO
         return Certainty.NO
 
     def receive(self, side: Side) -> None:
