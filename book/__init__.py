@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from labkit.lazy import lazy
-from labkit.recorded import FOLDERS
+from labkit.recorded import FOLDERS, HOMES
 
 if TYPE_CHECKING:
     from book.learn.contents import Chapter, Contents, Section, contents
@@ -75,6 +75,7 @@ __all__ = [
 ]
 
 FOLDERS.insert(0, Path(__file__).parent / "recordings")
+HOMES.append("book.execution.trial")
 
 
 __getattr__, __dir__ = lazy(__name__, _HOME)

@@ -30,7 +30,7 @@ OWN = Path(__file__).parent / "recordings"
 FOLDERS = [OWN]  # what builds on labkit puts a folder of its own before it
 INDEX = "recording.json"
 # Where recordable results are defined: loaded when a recording has one that is not known yet.
-HOMES = ("labkit.queues.history", "labkit.load.load")
+HOMES = ["labkit.queues.history", "labkit.load.load"]  # what builds on labkit appends its own
 KEY = re.compile(r"[a-z0-9_.]+/[A-Za-z0-9_.+×%, -]+")
 
 
