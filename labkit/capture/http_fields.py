@@ -28,7 +28,8 @@ def start_of(headers: Mapping[str, str]) -> tuple[Role, str, int | None]:
     """
     status = headers.get(":status", "")
     if status:
-        return "response", status, int(status) if status.isascii() and status.isdecimal() else None
+        number = len(status) == 3 and status.isascii() and status.isdecimal()
+        return "response", status, int(status) if number else None
     if ":method" in headers or ":path" in headers:
         target = headers.get(":path") or headers.get(":authority") or "?"
         return "request", f"{headers.get(':method', '?')} {target}", None
@@ -49,6 +50,11 @@ class Body:
         self._protocol = protocol
         self._side = Side(from_client)
         self._stream = stream
+
+    @property
+    def rest(self) -> int:
+        """Bytes that have come of a message that is not complete."""
+        return len(self._side.data)
 
     def receive(self, carrier: Found, data: bytes) -> list[Found]:
         """Name the messages that end in these bytes.

@@ -85,6 +85,22 @@ def test_frames_of_every_type() -> None:
     assert "too fast" in named[12][1].detail
 
 
+def test_a_status_that_is_no_number_is_named() -> None:
+    for status in (b"x", b"9" * 5000, b"2000", b"\xb2\xb2\xb2"):
+        block = b"\x08" + (b"\x7f" + varint(len(status) - 127) if len(status) >= 127 else bytes([len(status)])) + status
+        (_, response) = read((">", PREFACE), ("<", SETTINGS + frame(1, 4, 1, block)))[-1]
+        assert (response.role, response.status) == ("response", None)
+
+
+def varint(number: int) -> bytes:
+    """The rest of an integer that does not fit its prefix (RFC 7541 section 5.1)."""
+    more = b""
+    while number >= 128:
+        more += bytes([number % 128 + 128])
+        number //= 128
+    return more + bytes([number])
+
+
 def test_what_cannot_be_a_frame_is_data_and_frames_are_found_again() -> None:
     ping = frame(6, 0, 0, bytes(8))
     named = read((">", PREFACE + SETTINGS), ("<", SETTINGS), ("<", b"\xff" * 100), ("<", ping + ping))

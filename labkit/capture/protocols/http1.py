@@ -115,9 +115,13 @@ class Http1(StreamProtocol):
             self._switch(body, request)
 
     def _name_inside(self, side: Side, body: _Body) -> None:
-        """Name what the body consists of, if that is known, beside the bytes that carried it."""
-        if body.inside is not None and side.found:
-            side.found += body.inside.receive(side.found[-1], body.decoded)
+        """Name what the body consists of, if that is known: in place of the bytes that carried it and nothing else."""
+        if body.inside is None or not side.found:
+            return
+        named = body.inside.receive(side.found[-1], body.decoded)
+        if named and side.found[-1].role == "data" and not body.inside.rest:
+            side.found.pop()
+        side.found += named
 
     def _answered(self, head: bytes) -> _Request | None:
         """The request that a response belongs to. Those with 1xx come before the response, 101 instead of it."""
