@@ -131,7 +131,7 @@ class Connection:
                 return [(place, self._keys[place])]
         side = "CLIENT" if from_client else "SERVER"
         secret = self.session.secret(f"{side}_{_SECRET_LABELS[level]}", secrets) or b""
-        return [(place, keys) for place in known for keys in _candidates(secret, place[2])]
+        return [(place, keys) for place in known for keys in candidate_keys(secret, place[2])]
 
     def learn(self, frames: list[QuicFrame], level: str, from_client: bool, datagram: int, delivered: bool) -> None:
         """Take in what the frames of an opened packet bring to the connection's streams."""
@@ -195,7 +195,7 @@ def _initial_keys(place: tuple[str, bool, int, bytes]) -> _Keys:
     return _Keys(pair.recv if from_client else pair.send)
 
 
-def _candidates(secret: bytes, version: int) -> list[_Keys]:
+def candidate_keys(secret: bytes, version: int) -> list[_Keys]:
     """The keys that the log's secret can mean: it does not name the cipher, only its length tells."""
     from aioquic.quic.crypto import CryptoContext
     from aioquic.tls import CipherSuite

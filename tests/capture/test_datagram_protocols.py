@@ -139,6 +139,8 @@ def test_icmp_says_which_packet_it_is_about():
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(rtt_ms=2) as lab:
+        if not lab.can("kernel"):
+            pytest.skip("these programs run on hosts of a kernel's network")
         yield lab
 
 
@@ -230,6 +232,37 @@ def test_ping_and_traceroute(lab, require_program, tshark):
         assert str(icmp.sequence) == sequence if sequence else icmp.sequence is None
         assert str(icmp.id) == ident.split(",")[0] if ident else icmp.id is None
         assert icmp.quoted is None or str(icmp.quoted.destination_port) == port
+
+
+def test_what_routers_say_of_packets(lab, require_program, tshark):
+    """Which packets are too big, with the MTU, and which had too far to go."""
+    ping, traceroute = require_program("ping"), require_program("traceroute")
+    networks = {"inside": ["client", "r1"], "middle": ["r1", "r2"], "outside": ["r2", "server"]}
+    with Lab(rtt_ms=2, networks=networks) as chain:
+        for router in (chain.r1, chain.r2):
+            router.interfaces["middle"].set_link(mtu=1300)
+        with chain.capture() as capture:
+            for address in (chain.server.ip, chain.server.ip6):
+                chain.client.run([ping, "-n", "-c", "1", "-W", "0.1", "-M", "do", "-s", "1400", address])
+            chain.client.run([traceroute, "-n", "-q", "1", "-N", "1", chain.server.ip])
+        packets = capture.messages
+        told = {packet.what: packet for packet in packets if packet.quoted is not None and packet.before is None}
+        assert list(told) == [
+            "ICMP fragmentation needed (MTU 1300)",
+            "ICMPv6 packet too big (MTU 1300)",
+            "ICMP time exceeded",
+            "ICMP port unreachable",
+        ]
+        flows = {packet.flow for packet in packets if packet.from_client and packet.quoted is None}
+        assert {packet.quoted for packet in told.values()} <= flows
+        assert [packet.quoted.protocol for packet in told.values()] == ["ICMP", "ICMPv6", "UDP", "UDP"]
+        theirs = [
+            (kind.split(",")[0] or kind6.split(",")[0], mtu or mtu6)
+            for kind, kind6, mtu, mtu6 in tshark(capture, "icmp.type", "icmpv6.type", "icmp.mtu", "icmpv6.mtu")
+            if kind or kind6
+        ]
+        ours = [packet.headers.icmp for packet in packets if packet.headers.icmp is not None]
+        assert [(str(icmp.type), str(icmp.mtu or "")) for icmp in ours] == theirs
 
 
 def test_a_capture_of_datagrams_is_a_ladder(lab):

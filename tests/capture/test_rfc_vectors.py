@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import rfc_vectors as rfc
 from aioquic.quic.crypto import CryptoPair
 
 from labkit.capture.keylog import KeyLog
 from labkit.capture.protocol import Datagram
+from labkit.capture.quic_connection import candidate_keys
 from labkit.capture.quic_packets import read_quic
 from labkit.capture.tls_keys import expand_label, prf
 from labkit.capture.tls_records import read_tls
@@ -138,3 +140,14 @@ def test_rfc9369_initial_packets_and_retry_of_version_2():
         ("TLS", "ServerHello", "initial"),
     ]
     assert [(m.name, m.detail) for m in retry] == [("Retry", "token of 5 bytes")]
+
+
+@pytest.mark.parametrize(
+    ("version", "packet"),
+    [(1, "4cfe4189655e5cd55c41f69080575d7999c25a5bfb"), (0x6B3343CF, "5558b1c60ae7b6b932bc27d786f4bc2bb20f2162ba")],
+)
+def test_rfc9001_and_rfc9369_packets_with_a_short_header(version, packet):
+    """A.5 of both: a PING by ChaCha20-Poly1305. Of the ciphers that a secret of 32 bytes can mean, one opens it."""
+    secret = bytes.fromhex("9ac312a7f877468ebe69422748ad00a15443f18203a07d6060f688f30f21632b")
+    opened = [keys.open(bytes.fromhex(packet), 1, 654360564) for keys in candidate_keys(secret, version)]
+    assert opened == [None, (b"\1", 654360564)]
