@@ -79,3 +79,8 @@ def test_what_no_protocol_knows_is_data_for_each_segment() -> None:
         ("data", "data", b"\3", 3, 4),
     ]
     assert [message.data for message in server] == [b"\4\5"]
+
+
+def test_zeros_are_data_and_no_frames_of_a_protocol() -> None:
+    _, found = read_dialogue([], pieces(*[bytes(1448)] * 8), (True, True), 80)
+    assert [(message.protocol, message.length) for message in found] == [("DATA", 1448)] * 8

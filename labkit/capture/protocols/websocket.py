@@ -195,6 +195,8 @@ def _plausible(data: bytes | bytearray, masked: bool) -> int:
         size = frame.end - frame.begin
         if size > _MAX_PAYLOAD or (frame.opcode >= 8 and (size > 125 or not frame.final)):
             return 0
+        if not size and not frame.final:
+            return 0  # an empty fragment says nothing, and zeros would be nothing but such
         complete += frame.end <= len(data)
         at = frame.end
     return complete
