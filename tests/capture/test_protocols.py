@@ -82,5 +82,5 @@ def test_what_no_protocol_knows_is_data_for_each_segment() -> None:
 
 
 def test_zeros_are_data_and_no_frames_of_a_protocol() -> None:
-    _, found = read_dialogue([], pieces(*[bytes(1448)] * 8), (True, True), 80)
+    _, found = read_dialogue([], pieces(*[bytes(1448)] * 8), (False, True), 80)  # the client said nothing
     assert [(message.protocol, message.length) for message in found] == [("DATA", 1448)] * 8
