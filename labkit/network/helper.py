@@ -23,15 +23,13 @@ import errno
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
 import time
-import traceback
 from typing import Any, NamedTuple
 
-from labkit.network import rpc, wire
+from labkit.network import rpc
 from labkit.network.addresses import PREFIX6
 from labkit.network.namespaces import (
     CLONE_NEWNET,
@@ -51,6 +49,7 @@ from labkit.network.namespaces import (
     unshare,
 )
 from labkit.network.netlink import IFF_NOARP, IFF_UP, RouteSocket, turn_offloads_off
+from labkit.network.ring import WIRE_BYTES, RingAhead
 
 ENTERED = "entered"  # a file in the lab's directory: processes of the notebook's may be on hosts
 STRAYS_S = 5.0
@@ -75,6 +74,10 @@ HOST_SYSCTLS = {
 # To list a host's connections the kernel walks through the whole table, and the one that all namespaces share has
 # 262,144 entries or so: half a millisecond for each look of labkit.queues. So hosts get a table of their own.
 CONNECTION_TABLE = {"net.ipv4.tcp_child_ehash_entries": "8192"}
+
+
+MOST_RINGS_AHEAD = 8
+WIRE_ENDS_S = 1.0
 
 
 def sysctl_path(name: str) -> str:
@@ -315,6 +318,13 @@ class Helper:
                     with contextlib.suppress(rpc.Disconnected), waiting:
                         rpc.send(waiting, {"exit": os.waitstatus_to_exitcode(status)})
 
+    def end_wire(self) -> None:
+        """Let the wire close its rings, which it does side by side, and the kernel one after the other."""
+        with contextlib.suppress(ProcessLookupError):
+            wire = os.pidfd_open(self.wire_pid)
+            os.kill(self.wire_pid, signal.SIGTERM)
+            select.select([wire], [], [], WIRE_ENDS_S)
+
     def run(self, notebook: int, wakeup: socket.socket) -> None:
         """Serve until the notebook's process or its end of the control socket has gone."""
         for descriptor in (self.control.fileno(), notebook, wakeup.fileno()):
@@ -404,10 +414,11 @@ def end_what_entered() -> None:
 
 
 def main() -> None:
-    """Arguments: descriptor of the control socket, of the wire's, of the notebook's pidfd; directory; seed; "fixed"
-    to take the right to change kernel settings away, for a rehearsal of machines that do so."""
+    """Arguments: descriptor of the control socket, of the wire's, of the notebook's pidfd; directory; seed; how many
+    interfaces there will be at once; "fixed" to take the right to change kernel settings away, for a rehearsal of
+    machines that do so."""
     control_number, wire_number, notebook = (int(text) for text in sys.argv[1:4])
-    directory, seed, fixed_sysctls = sys.argv[4], int(sys.argv[5]), sys.argv[6] == "fixed"
+    directory, seed, interfaces, fixed_sysctls = sys.argv[4], int(sys.argv[5]), int(sys.argv[6]), sys.argv[7] == "fixed"
     for descriptor in (control_number, wire_number, notebook):
         os.set_inheritable(descriptor, False)  # none of the programs' business
     control, wire_control = socket.socket(fileno=control_number), socket.socket(fileno=wire_number)
@@ -419,12 +430,14 @@ def main() -> None:
             mount("/proc/sys", "/proc/sys", MS_BIND | MS_REMOUNT | MS_RDONLY)
         helper = os.fork()
     except OSError as exc:
-        shutil.rmtree(directory, ignore_errors=True)
+        os.rmdir(directory)
         rpc.send(control, {"errno": exc.errno, "error": exc.strerror})
         os._exit(1)
     if helper:
         control.close()
         wire_control.close()
+        import shutil  # now that nobody waits for it
+
         os.waitpid(helper, 0)
         if os.path.exists(os.path.join(directory, ENTERED)):
             end_what_entered()
@@ -432,14 +445,18 @@ def main() -> None:
         os._exit(0)
     try:
         end_with_parent()
-        helper_main(control, wire_control, notebook, directory, seed)
+        helper_main(control, wire_control, notebook, directory, seed, interfaces)
     except BaseException:
+        import traceback
+
         traceback.print_exc()  # to standard error, which the notebook quotes
         os._exit(1)
     os._exit(0)
 
 
-def helper_main(control: socket.socket, wire_control: socket.socket, notebook: int, directory: str, seed: int) -> None:
+def helper_main(
+    control: socket.socket, wire_control: socket.socket, notebook: int, directory: str, seed: int, interfaces: int
+) -> None:
     """Process 1: start the wire, say that the lab is there, serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, waker = socket.socketpair()
@@ -451,8 +468,13 @@ def helper_main(control: socket.socket, wire_control: socket.socket, notebook: i
     wire_pid = os.fork()
     if wire_pid == 0:
         control.close()
-        wire.main(wire_control, seed)
+        # The kernel takes some 10 ms for a ring, and Python for the wire's modules: both at once.
+        rings = [RingAhead(WIRE_BYTES) for _ in range(min(interfaces, MOST_RINGS_AHEAD))]
+        from labkit.network import wire
+
+        wire.main(wire_control, seed, rings)
     wire_control.close()
     helper = Helper(control, directory, wire_pid)
     rpc.send(control, {"pid": int(os.readlink("/proc/self")), "refused": refused})
     helper.run(notebook, wakeup)
+    helper.end_wire()

@@ -45,7 +45,7 @@ class Isolation(Engine):
         super().__init__(directory)
         self._pid = os.getpid()
         self._namespaces: dict[str, dict[str, int]] = {}
-        self._control, self._wire_socket, self._guardian = _start_helper(directory, seed, fixed_sysctls)
+        self._control, self._wire_socket, self._guardian = _start_helper(directory, seed, len(hosts), fixed_sysctls)
         try:
             self.refused |= self._hello()
             for name in hosts:
@@ -220,7 +220,7 @@ def unavailable(failure: OSError) -> LabUnavailable:
 
 
 def _start_helper(
-    directory: Path, seed: int, fixed_sysctls: bool
+    directory: Path, seed: int, interfaces: int, fixed_sysctls: bool
 ) -> tuple[socket.socket, socket.socket, subprocess.Popen[bytes]]:
     """Start the helper process. Returns the two control sockets and the process."""
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -228,7 +228,7 @@ def _start_helper(
     notebook = os.pidfd_open(os.getpid())
     try:
         passed = (theirs.fileno(), wire_theirs.fileno(), notebook)
-        words = (directory, seed, "fixed" if fixed_sysctls else "free")
+        words = (directory, seed, interfaces, "fixed" if fixed_sysctls else "free")
         guardian = child.start(
             "labkit.network.helper",
             *passed,

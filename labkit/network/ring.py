@@ -10,10 +10,13 @@ Sources: packet(7), Documentation/networking/packet_mmap.rst (TPACKET_V2), linux
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
+import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,6 +27,7 @@ TPACKET_V2 = 1
 TP_STATUS_KERNEL, TP_STATUS_USER = 0, 1
 PACKET_OUTGOING = 4
 
+WIRE_BYTES = 8 << 20  # of each ring of the wire
 SLOT_BYTES = 1600  # header, address and a frame of 1514 bytes
 BLOCK_BYTES = 1 << 18
 SLOTS_PER_BLOCK = BLOCK_BYTES // SLOT_BYTES
@@ -77,15 +81,19 @@ class Ring:
             if ignore_outgoing:
                 packet_socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
             request = struct.pack("=IIII", BLOCK_BYTES, blocks, SLOT_BYTES, len(self._offsets))
-            packet_socket.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            _set_ring(packet_socket, request)
             self._memory = mmap.mmap(packet_socket.fileno(), blocks * BLOCK_BYTES)
             if interface:
-                packet_socket.bind((interface, ETH_P_ALL))
+                self.bind(interface)
             self.dropped()
             self._dropped = 0  # what came before the ring was there was not asked for
         except OSError:
             packet_socket.close()
             raise
+
+    def bind(self, interface: str) -> None:
+        """Take the frames of one interface from now on. For a socket of protocol 0, which has seen none so far."""
+        self.socket.bind((interface, ETH_P_ALL))
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -123,3 +131,40 @@ class Ring:
         self.socket.close()
         with contextlib.suppress(BufferError):
             self._memory.close()
+
+
+def _set_ring(packet_socket: socket.socket, request: bytes) -> None:
+    """setsockopt(2) by ctypes, which lets Python's global lock go: the kernel waits for an RCU grace period here."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setsockopt(packet_socket.fileno(), SOL_PACKET, PACKET_RX_RING, request, len(request)):
+        number = ctypes.get_errno()
+        raise OSError(number, f"packet ring: {os.strerror(number)}")
+
+
+class RingAhead:
+    """A ring that is made in a thread, for an interface that is not there yet.
+
+    Args:
+        size_bytes: see Ring.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size = size_bytes
+        self._made: Ring | OSError | None = None
+        self._thread = threading.Thread(target=self._make)
+        self._thread.start()
+
+    def _make(self) -> None:
+        try:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            self._made = Ring(sock, size_bytes=self._size, ignore_outgoing=True)
+        except OSError as exc:
+            self._made = exc
+
+    def get(self) -> Ring:
+        """The ring, once it is made. Raises the kernel's own OSError."""
+        self._thread.join()
+        assert self._made is not None
+        if isinstance(self._made, OSError):
+            raise self._made
+        return self._made

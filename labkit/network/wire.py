@@ -17,32 +17,33 @@ import gc
 import heapq
 import os
 import select
+import signal
 import socket
 import threading
 import time
 import traceback
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from labkit.network import rpc
 from labkit.network.fate import Fate
 from labkit.network.link import Link
-from labkit.network.ring import Ring
+from labkit.network.ring import WIRE_BYTES, Ring, RingAhead
 
 BATCH = 64
 # How long before a frame is due the wire stops sleeping and watches the clock. Waking from sleep takes 50 to 150 µs on
 # a virtual machine, which would be added to every packet's delay.
 AWAKE_NS = 150_000
-RING_BYTES = 8 << 20
 
 
 class Port:
     """Where one host is plugged in: the ring that its frames come from, whose socket also takes frames to it."""
 
-    def __init__(self, interface: str) -> None:
-        packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self.ring = Ring(packet_socket, interface, size_bytes=RING_BYTES, ignore_outgoing=True)
-        self.send = packet_socket.send
+    def __init__(self, ring: Ring, interface: str) -> None:
+        ring.bind(interface)
+        self.ring = ring
+        self.send = ring.socket.send
 
     def missed(self) -> int:
         """Frames that this process was too slow to take."""
@@ -56,9 +57,10 @@ class Port:
 class Wire:
     """The ports and the loop. `control` carries the notebook's requests."""
 
-    def __init__(self, control: socket.socket, seed: int) -> None:
+    def __init__(self, control: socket.socket, seed: int, rings: Iterable[RingAhead] = ()) -> None:
         self.control = control
         self.fate = Fate(seed)
+        self._rings = list(rings)  # for the first interfaces
         self.ports: dict[int, Port] = {}  # by the host's number
         self.handlers: dict[str, rpc.Handler] = {
             "attach": self.attach,
@@ -70,7 +72,8 @@ class Wire:
         }
 
     def plug_in(self, request: dict[str, Any]) -> Port:
-        return Port(request["interface"])
+        ahead = self._rings.pop() if self._rings else RingAhead(WIRE_BYTES)
+        return Port(ahead.get(), request["interface"])
 
     # What the notebook asks for.
 
@@ -172,18 +175,24 @@ class Wire:
             thread.join()
 
 
-def main(control: socket.socket, seed: int) -> None:
-    """The whole life of the wire process."""
+def main(control: socket.socket, seed: int, rings: Iterable[RingAhead]) -> None:
+    """The whole life of the wire process. Ends when its control socket closes, and by SIGTERM."""
     from labkit.network.namespaces import set_timer_slack  # Linux only, and the relay uses this module elsewhere, too
 
+    signal.signal(signal.SIGTERM, _end)
     set_timer_slack(1)
     gc.disable()  # frames make no cycles, and a collection would hold packets up
-    wire = Wire(control, seed)
+    wire = Wire(control, seed, rings)
     try:
         wire.run()
     except rpc.Disconnected:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         wire.close()
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(0)
+
+
+def _end(*_: object) -> None:
+    raise rpc.Disconnected

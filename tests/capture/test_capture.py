@@ -20,7 +20,7 @@ from labkit.capture import capture as capture_module
 from labkit.capture.capture import Capture
 from labkit.capture.frames import Frame, Transit, pair_frames
 from labkit.handshakes import TlsClient
-from labkit.network import blocks, wire
+from labkit.network import blocks, ring
 from labkit.network.ring import BLOCK_BYTES, SLOTS_PER_BLOCK, RingFrame
 from labkit.servers import HttpServer
 
@@ -210,7 +210,7 @@ def test_what_fits_into_the_ring_is_complete(lab: Lab, monkeypatch: pytest.Monke
     """Also where nobody finds the time to empty it. The wire's own ring is the smaller one, and holds them, too."""
     monkeypatch.setattr(capture_module, "LOOK_EVERY_S", 1000)
     sent = 5000
-    assert sent < wire.RING_BYTES // BLOCK_BYTES * SLOTS_PER_BLOCK
+    assert sent < ring.WIRE_BYTES // BLOCK_BYTES * SLOTS_PER_BLOCK
     assert 2 * sent * (142 + 128) < blocks.BLOCKS * blocks.BLOCK_BYTES
     capture = send_paced(lab, sent)
     assert (capture.dropped, lab.wire.counts["client"]["up"].missed) == (0, 0)
