@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _BOOT = (
-    "import sys; from importlib import import_module; sys.path.append(sys.argv.pop(1)); "
-    "import_module(sys.argv.pop(1)).main()"
+    "import gc, sys; from importlib import import_module; sys.path.append(sys.argv.pop(1)); "
+    "gc.disable(); main = import_module(sys.argv.pop(1)).main; gc.enable(); main()"  # imports leave no garbage
 )
 
 

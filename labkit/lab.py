@@ -14,7 +14,6 @@ from labkit import checks
 from labkit.errors import LabUnavailable, NameTaken
 from labkit.network import environment
 from labkit.network.engine import Engine
-from labkit.network.host import Host
 from labkit.network.isolation import Isolation
 from labkit.network.link import Link
 from labkit.network.network import Network
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from labkit.capture.capture import Capture
     from labkit.capture.stream import LiveStream
     from labkit.network.attach import Door
+    from labkit.network.host import Host
     from labkit.queues.watch import Watch
     from labkit.servers.authority import Authority
     from labkit.servers.terminal_link import TerminalLink

@@ -9,12 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from labkit.errors import LabClosed
 from labkit.network.addresses import Subnet, subnet
 from labkit.network.link import Counts, Link, Rule
-from labkit.network.ring import RingFrame
+
+if TYPE_CHECKING:
+    from labkit.network.ring import RingFrame
 
 
 class Closable(Protocol):
@@ -126,6 +128,10 @@ class Owner(Protocol):
     def terminal(self, host: Any) -> Any: ...
 
 
+# What makes an interface: takes an address without what the engine chooses, returns it whole, and the wire end's name.
+Make = Callable[[Address], tuple[Address, str]]
+
+
 class Engine(ABC):
     """Hosts and the wire between them. Every method raises LabClosed after ``end``, and the kernel's own OSError.
 
@@ -179,6 +185,18 @@ class Engine(ABC):
         self.hosts[name] = self._plug_in(self._make_host, name, name, network)
         return self.hosts[name]
 
+    def _add_first_hosts(self, names: Sequence[str]) -> None:
+        """The hosts that a lab begins with. All are made before the wire, which may still be starting, is told of one.
+
+        What fails ends the engine.
+        """
+        interfaces = []
+        for name in names:
+            self.hosts[name], interface = self._make_one(self._make_host, name, name, 0)
+            interfaces.append(interface)
+        for name, interface in zip(names, interfaces, strict=True):
+            self._attach(name, interface)
+
     def add_interface(self, host: str, label: str, network: int) -> Address:
         """One more interface of a host."""
         return self._plug_in(self._make_interface, host, label, network)
@@ -189,16 +207,28 @@ class Engine(ABC):
         self.subnets.append(subnet(len(self.subnets)))
         return self.subnets[-1]
 
-    def _plug_in(self, make: Callable[[Address], tuple[Address, str]], host: str, label: str, number: int) -> Address:
+    def _plug_in(self, make: Make, host: str, label: str, number: int) -> Address:
+        address, interface = self._make_one(make, host, label, number)
+        try:
+            self._attach(label, interface)
+        except BaseException:
+            del self.interfaces[label], self.links[label]
+            raise
+        return address
+
+    def _make_one(self, make: Make, host: str, label: str, number: int) -> tuple[Address, str]:
         self.check_open()
         there = [each.subnet for each in self.interfaces.values()].count(number)
         device = f"eth{sum(each.name == host for each in self.interfaces.values())}"
         ip, ip6 = self.subnets[number].addresses(there + 1)
         address, interface = make(Address(len(self.interfaces) + 1, host, ip, ip6, 0, number, device))
-        request = {"op": "attach", "number": address.number, "host": host, "label": label, "network": number}
-        self._ask_wire({**request, "interface": interface})
         self.interfaces[label], self.links[label] = address, Link()
-        return address
+        return address, interface
+
+    def _attach(self, label: str, interface: str) -> None:
+        address = self.interfaces[label]
+        request = {"op": "attach", "number": address.number, "host": address.name, "label": label}
+        self._ask_wire({**request, "network": address.subnet, "interface": interface})
 
     @abstractmethod
     def _make_host(self, address: Address) -> tuple[Address, str]:

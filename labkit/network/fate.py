@@ -15,15 +15,44 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from labkit.network.link import Counts, Link
 from labkit.network.ring import RingFrame
+
+if TYPE_CHECKING:
+    from labkit.network.link import Link
 
 IPPROTO = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 ICMP = (1, 58)
 ETHERNET_HEADER = 14
 OLDEST_NS = 50_000_000  # a frame that is older was not held up: a clock was set
+
+
+class Settings:
+    """A link's settings, which labkit.network.link.Link has checked in the notebook.
+
+    This and Tally are no dataclasses: the module of those takes longer to import than all that the wire needs.
+    """
+
+    rtt_ms = 0.0
+    loss = 0.0
+    rate_mbps: float | None = None
+    jitter_ms = 0.0
+    reorder = 0.0
+    duplicate = 0.0
+    queue_ms = 100.0
+    mtu: int | None = None
+
+    def __init__(self, **checked: Any) -> None:
+        vars(self).update(checked)
+
+
+class Tally:
+    """What happened in one direction of a link, as labkit.network.link.Counts names it."""
+
+    def __init__(self) -> None:
+        self.frames = self.bytes = self.delivered = self.lost = self.overflowed = self.ruled_out = 0
+        self.cut = self.too_long = self.duplicated = self.reordered = self.unaddressed = self.missed = 0
 
 
 class Direction:
@@ -32,10 +61,10 @@ class Direction:
     def __init__(self, host: str, label: str, way: str, seed: int) -> None:
         self.host, self.label, self.way = host, label, way
         self.names = host, label
-        self.link = Link()
+        self.link: Settings | Link = Settings()
         self.random = random.Random()
         self.seed(seed)
-        self.counts = Counts()
+        self.counts = Tally()
         self.free_at_ns = 0
 
     def seed(self, seed: int) -> None:
@@ -163,7 +192,7 @@ class Fate:
                 self.paths[other, number] = Path(other_up, down, number)
         self.links[number], self.networks[number] = (up, down), network
 
-    def set_link(self, number: int, link: Link, seed: int | None) -> None:
+    def set_link(self, number: int, link: Settings | Link, seed: int | None) -> None:
         """Other settings for frames that enter from now on. A seed starts the link's random numbers again."""
         for direction in self.links[number]:
             direction.link = link

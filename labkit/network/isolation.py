@@ -11,17 +11,17 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit import child
 from labkit.errors import LabClosed, LabUnavailable, NotReady
 from labkit.network import rpc
-from labkit.network.blocks import BlockRing
 from labkit.network.engine import Address, Engine
-from labkit.network.netlink import ETHERNET_MTU, RouteSocket
-from labkit.network.ring import ETH_P_ALL
 from labkit.network.support import why_unavailable
 from labkit.network.tiers import FIXED, KERNEL
+
+if TYPE_CHECKING:
+    from labkit.network.blocks import BlockRing
 
 START_TIMEOUT_S = 20.0
 
@@ -47,9 +47,13 @@ class Isolation(Engine):
         self._namespaces: dict[str, dict[str, int]] = {}
         self._control, self._wire_socket, self._guardian = _start_helper(directory, seed, len(hosts), fixed_sysctls)
         try:
+            # While the helper starts, on another processor: what the notebook will need, which takes as long.
+            import labkit.network.host
+            import labkit.network.interface
+            import labkit.network.sockets  # noqa: F401
+
             self.refused |= self._hello()
-            for name in hosts:
-                self.add_host(name)
+            self._add_first_hosts(hosts)
         except BaseException as exc:
             self.end()
             if isinstance(exc, OSError) and exc.errno is not None:  # the kernel's, not a deadline of ours
@@ -102,6 +106,8 @@ class Isolation(Engine):
         return address._replace(**chosen), reply["interface"]
 
     def _set_mtu(self, label: str, mtu: int | None) -> None:
+        from labkit.network.netlink import ETHERNET_MTU, RouteSocket
+
         address = self.interfaces[label]
         netlink = self.open_socket(address.name, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         with RouteSocket(socket.socket(fileno=netlink)) as route:
@@ -152,6 +158,9 @@ class Isolation(Engine):
         self._ask({"op": "signal", "pid": pid, "signal": int(number)})
 
     def tap(self, host: str | None) -> BlockRing:
+        from labkit.network.blocks import BlockRing
+        from labkit.network.ring import ETH_P_ALL
+
         everything = socket.htons(ETH_P_ALL)
         descriptor = self.open_socket(host, socket.AF_PACKET, socket.SOCK_RAW, everything)
         return BlockRing(socket.socket(fileno=descriptor))

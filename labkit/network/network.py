@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import tempfile
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labkit import checks
 from labkit.errors import InvalidValue, NameTaken, NotAvailableHere
-from labkit.network import within
 from labkit.network.addresses import Subnet
 from labkit.network.engine import Address, Closable, Engine, Start
-from labkit.network.host import Host
-from labkit.network.interface import Interface
 from labkit.network.link import Link
-from labkit.network.wire_control import WireControl
+
+# Further modules are imported where they are used: by then the lab's first process has been started, and both begin at
+# the same time (labkit.network.isolation).
+if TYPE_CHECKING:
+    from labkit.network.host import Host
+    from labkit.network.interface import Interface
 
 MOST_HOSTS = 250  # the number of an interface is one byte of its addresses
 FIRST_NETWORK = "lab"
@@ -77,10 +78,13 @@ class Network:
         self._owned_names: dict[str, Closable] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        self.directory = Path(tempfile.gettempdir(), f"labkit-{secrets.token_hex(6)}")
+        self.directory = Path(tempfile.gettempdir(), f"labkit-{os.urandom(6).hex()}")
         first = next(iter(plan))
         self.engine = engine(self.directory, seed, plan[first])
         self.engine.name = name or self.engine.name
+        from labkit.network import within
+        from labkit.network.wire_control import WireControl
+
         within.install()
         self._finalizer = weakref.finalize(self, _end, self.engine)
         try:
@@ -194,6 +198,9 @@ class Network:
         self._connect()
 
     def _know(self, address: Address, link: Link | None) -> Host:
+        from labkit.network.host import Host
+        from labkit.network.interface import Interface
+
         host = self.hosts[address.name] = Host(self.engine, address, self)
         network = list(self.networks)[address.subnet]
         host.interfaces[network] = Interface(self.engine, host.name, address, network)
@@ -204,6 +211,8 @@ class Network:
     def _plug(self, host: Host, network: str) -> Interface:
         label = f"{host.name}/{network}"
         address = self.engine.add_interface(host.name, label, self.networks[network].number)
+        from labkit.network.interface import Interface
+
         host.interfaces[network] = interface = Interface(self.engine, label, address, network)
         return interface
 
@@ -217,6 +226,8 @@ class Network:
 
     def _host(self, argument: str, given: object) -> Host:
         """A host of this lab, by itself or by its name. Raises InvalidValue."""
+        from labkit.network.host import Host
+
         if isinstance(given, str):
             return self[given]
         if not isinstance(given, Host) or given.lab is not self:
@@ -331,5 +342,7 @@ class Network:
 
 def _end(engine: Engine) -> None:
     """At the lab's end, or the interpreter's."""
+    from labkit.network import within
+
     within.uninstall()
     engine.end()

@@ -10,7 +10,6 @@ Sources: packet(7), Documentation/networking/packet_mmap.rst (TPACKET_V2), linux
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import select
@@ -18,7 +17,8 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 ETH_P_ALL = 3
 SOL_PACKET = 263
@@ -135,10 +135,19 @@ class Ring:
 
 def _set_ring(packet_socket: socket.socket, request: bytes) -> None:
     """setsockopt(2) by ctypes, which lets Python's global lock go: the kernel waits for an RCU grace period here."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     if libc.setsockopt(packet_socket.fileno(), SOL_PACKET, PACKET_RX_RING, request, len(request)):
+        import ctypes
+
         number = ctypes.get_errno()
         raise OSError(number, f"packet ring: {os.strerror(number)}")
+
+
+@cache
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 class RingAhead:
@@ -151,6 +160,7 @@ class RingAhead:
     def __init__(self, size_bytes: int) -> None:
         self._size = size_bytes
         self._made: Ring | OSError | None = None
+        _libc()  # here, and not in the thread, which would have to wait for its turn after it
         self._thread = threading.Thread(target=self._make)
         self._thread.start()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import sys
 
 
@@ -27,6 +26,8 @@ def why_unavailable(failure: OSError | None = None) -> tuple[str, str]:
         error alone: the same EPERM comes from three different locks.
     """
     if sys.platform != "linux":
+        import platform
+
         return (
             f"this is {platform.system()}, and hosts with a kernel's network are Linux network namespaces",
             "run the book on Linux: in a virtual machine, WSL2, a container, or by its Binder link",

@@ -23,12 +23,10 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 from labkit.network import rpc
-from labkit.network.fate import Fate
-from labkit.network.link import Link
+from labkit.network.fate import Fate, Settings
 from labkit.network.ring import WIRE_BYTES, Ring, RingAhead
 
 BATCH = 64
@@ -84,14 +82,14 @@ class Wire:
         return {}, []
 
     def set_link(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
-        self.fate.set_link(request["number"], Link(**request["link"]), request["seed"])
+        self.fate.set_link(request["number"], Settings(**request["link"]), request["seed"])
         return {}, []
 
     def report_counts(self, *_: object) -> tuple[rpc.Reply, list[int]]:
         links: dict[str, dict[str, Any]] = {}
         for number, (up, down) in self.fate.links.items():
             up.counts.missed = self.ports[number].missed()
-            links[up.label] = {"up": asdict(up.counts), "down": asdict(down.counts)}
+            links[up.label] = {"up": vars(up.counts), "down": vars(down.counts)}
         in_flight = self.fate.under_way() + sum(port.waiting() for port in self.ports.values())
         return {"links": links, "in_flight": in_flight}, []
 

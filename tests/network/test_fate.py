@@ -12,8 +12,8 @@ import pytest
 from labkit import Link
 from labkit.loopback.frames import ACK, PSH, SYN, Endpoint, tcp_frame, udp_frame
 from labkit.network import fate
-from labkit.network.fate import Fate, describe
-from labkit.network.link import Rule
+from labkit.network.fate import Fate, Settings, Tally, describe
+from labkit.network.link import Counts, Rule
 from labkit.network.ring import RingFrame
 
 MS = 1_000_000
@@ -213,3 +213,9 @@ def test_fate_has_neither_socket_nor_clock() -> None:
     tree = ast.parse(inspect.getsource(fate))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert imported == {"heapq", "random"}
+
+
+def test_the_wire_names_settings_and_counts_as_the_notebook_does() -> None:
+    defaults = {name: getattr(Settings, name) for name in vars(Link())}
+    assert defaults == vars(Link())
+    assert vars(Tally()) == vars(Counts())
