@@ -50,7 +50,7 @@ class Isolation(Engine):
             # While the helper starts, on another processor: what the notebook will need, which takes as long.
             import labkit.network.host
             import labkit.network.interface
-            import labkit.network.sockets  # noqa: F401
+            import labkit.network.within  # noqa: F401
 
             self.refused |= self._hello()
             self._add_first_hosts(hosts)
