@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from labkit import checks
 from labkit.errors import LabUnavailable, NameTaken
-from labkit.network import environment
 from labkit.network.engine import Engine
 from labkit.network.isolation import Isolation
 from labkit.network.link import Link
@@ -91,6 +90,8 @@ class Lab(Network):
         super().__init__(links, seed=seed, name=name, engine=best_engine, networks=networks)
         try:
             self.keylog_path.touch(mode=0o600)
+            from labkit.network import environment
+
             self.program_environment |= environment.configuration(self.directory)
         except BaseException:
             self.close()
