@@ -3,7 +3,7 @@
 Bytes of a stream are read in the order in which they belong, as soon as all before them are there. Header fields are
 compressed with a table that grows on the QPACK streams, so streams are read side by side, in the order of sending.
 
-Sources: RFC 9114 (HTTP/3), RFC 9220 and 9297 (settings). ``qpack`` decodes header fields.
+Sources: RFC 9114 (HTTP/3), RFC 9218 (priorities), RFC 9220 and 9297 (settings). ``qpack`` decodes header fields.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from labkit.capture.streams import Chunk, Placed, Segment, Stream
 _DATA, _HEADERS, _SETTINGS, _PUSH_PROMISE = 0, 1, 4, 5
 _FRAMES = {
     _DATA: "DATA", _HEADERS: "HEADERS", 3: "CANCEL_PUSH", _SETTINGS: "SETTINGS", _PUSH_PROMISE: "PUSH_PROMISE",
-    7: "GOAWAY", 13: "MAX_PUSH_ID",
+    7: "GOAWAY", 13: "MAX_PUSH_ID", 0xF0700: "PRIORITY_UPDATE", 0xF0701: "PRIORITY_UPDATE",
 }  # fmt: skip
 _CONTROL, _PUSH, _ENCODER, _DECODER = range(4)
 _STREAMS = {_CONTROL: "control", _PUSH: "push", _ENCODER: "QPACK encoder", _DECODER: "QPACK decoder"}

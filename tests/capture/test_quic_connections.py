@@ -10,7 +10,6 @@ from test_dissect_hostile import check, mutate
 
 from labkit.capture.dissect import dissect
 from labkit.capture.keylog import KeyLog
-from labkit.capture.qpack import FieldDecoder
 from labkit.capture.quic_frames import parse_frames
 
 ELSEWHERE = ("198.51.100.7", 1234)
@@ -209,18 +208,6 @@ def test_header_fields_from_the_dynamic_table(tmp_path):
     assert sum(m.length for m in instructions) > 20
     responses = [m for p in packets for m in p.messages if m.role == "response"]
     assert [(m.status, dict(m.headers)["server"]) for m in responses] == [(200, "in memory")] * 3
-
-
-def test_a_header_block_that_would_fill_the_memory_is_not_decoded():
-    """A table of one long entry, and a block of references to it: each byte would be 100 kB."""
-    fields, decoder = [], FieldDecoder()
-    decoder.allow(2**20)
-    entry = b"\x41a" + b"\x7f\xa1\x8c\x06" + b"b" * 100_000  # insert with a literal name (RFC 9204 section 4.3.3)
-    decoder.instruct(b"\x3f\xe1\xff\x3f" + entry)
-    decoder.decode(b"\x02\x00" + b"\x80" * 10, fields.append)
-    assert [len(each) for each in fields] == [10]
-    decoder.decode(b"\x02\x00" + b"\x80" * 10_000, fields.append)
-    assert len(fields) == 1
 
 
 def test_a_stream_with_a_gap(tmp_path):
