@@ -55,7 +55,7 @@ def test_a_connection_that_began_before_the_capture() -> None:
     named = read(*client, begins=(False, False))
     assert labels(named) == ["> HEADERS 7: GET /", "> HEADERS 9: GET /index.html"]
     first, second = (found for _, found in named)
-    assert first.detail.startswith("5 fields, 1 of them unknown: the dynamic table began before")
+    assert first.detail.startswith("5 fields, 1 of them unknown: their entries in the dynamic table")
     assert dict(first.headers)["cache-control"] == "no-cache"
     assert "1 of them unknown" in second.detail  # :authority still
     nothing = read((">", frame(1, 5, 7, b"\xc0\xc1")), (">", frame(6, 0, 0, bytes(8))), begins=(False, False))

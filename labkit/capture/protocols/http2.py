@@ -108,12 +108,7 @@ class Http2(StreamProtocol):
         _, kind, flags, stream = frames.header_at(side.data)
         name, fin = frames.name_of(kind), bool(kind == frames.HEADERS and flags & frames.END_STREAM)
         read = direction.blocks.read(block) if block is not None else None
-        if read is None:
-            direction.blocks = HeaderBlocks(whole=False)
-            detail = f"{size - frames.HEADER_BYTES} bytes, fields unreadable"
-            side.take(size, "HTTP/2", name, detail, role="control", stream=stream, fin=fin, label=f"{name} {stream}")
-            return
-        fields, unknown = readable(read[0]), read[1]
+        fields, unknown = (readable(read[0]), read[1]) if read is not None else ((), 1)
         known = dict(fields)
         role, start_line, status = start_of(known)
         if role == "data" and unknown and stream not in direction.streams:
@@ -127,8 +122,11 @@ class Http2(StreamProtocol):
         if role == "data" and not words:
             words = ["trailers"]
         detail = f"{len(fields) + unknown} fields"
-        if unknown:
-            detail += f", {unknown} of them unknown: the dynamic table began before the capture"
+        if read is None:
+            direction.blocks = HeaderBlocks(whole=False)
+            detail = f"{size - frames.HEADER_BYTES} bytes, fields unreadable"
+        elif unknown:
+            detail += f", {unknown} of them unknown: their entries in the dynamic table were not captured"
         side.take(
             size,
             "HTTP/2",
