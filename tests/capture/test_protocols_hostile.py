@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import struct
 import time
 
 import pytest
@@ -113,6 +115,29 @@ def test_bulk_data_of_no_known_protocol_is_only_data() -> None:
     random_ = random.Random(4)
     named = read(*(("<", random_.randbytes(1448)) for _ in range(3000)), begins=(False, False))
     assert {found.name for _, found in named} == {"data"}
+
+
+PATTERNS = {
+    "zeros": bytes(60_000),
+    "small numbers, little endian": b"".join(struct.pack("<I", n % 300) for n in range(15_000)),
+    "small numbers, big endian": b"".join(struct.pack(">I", n % 300) for n in range(15_000)),
+    "numbers of two bytes": b"".join(struct.pack("<H", n % 300) for n in range(30_000)),
+    "counters of a byte": bytes(range(256)) * 200,
+    "floats": b"".join(struct.pack("<d", n / 7) for n in range(7_000)),
+    "samples of sound": b"".join(struct.pack("<h", int(3000 * math.sin(n / 30))) for n in range(30_000)),
+    "text": b"The quick brown fox jumps over the lazy dog.\r\n" * 1300,
+    "text of two bytes a letter": ("The quick brown fox. " * 1400).encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", PATTERNS)
+@pytest.mark.parametrize("direction", "<>")
+@pytest.mark.parametrize("size", [4, 1448])
+def test_bytes_with_a_pattern_are_only_data(kind: str, direction: str, size: int) -> None:
+    data = PATTERNS[kind][: 60 * size]
+    said = [(direction, data[start : start + size]) for start in range(0, len(data), size)]
+    for begins in (True, False):
+        assert {found.name for _, found in read(*said, begins=(begins, begins), port=8080)} == {"data"}
 
 
 # Each gets longer and longer, and the cost of a byte must stay the same.

@@ -42,6 +42,7 @@ _SETTINGS = {
 # What a header can be: flags that are defined, lengths that are possible, whether it belongs to a stream.
 _FLAGS = {DATA: 0x09, HEADERS: 0x2D, SETTINGS: 0x01, PUSH_PROMISE: 0x0C, PING: 0x01, CONTINUATION: 0x04}
 _LENGTHS = {PRIORITY: 5, RST_STREAM: 4, PING: 8, WINDOW_UPDATE: 4}
+_LEAST = {DATA: 1, HEADERS: 1, PUSH_PROMISE: 5, GOAWAY: 8, CONTINUATION: 1}  # an empty DATA frame ends its stream
 _OF_CONNECTION = {SETTINGS, PING, GOAWAY}
 _OF_EITHER = {WINDOW_UPDATE}
 
@@ -60,26 +61,29 @@ def name_of(kind: int) -> str:
 def plausible(data: bytes | bytearray) -> bool:
     """Whether frames begin here: headers that can be, each where the one before says, as far as they can be seen."""
     at, seen = 0, 0
-    while len(data) >= at + HEADER_BYTES:
+    while len(data) >= at + HEADER_BYTES and seen < 4:
         length, kind, flags, stream = header_at(data, at)
-        possible = (
-            kind <= CONTINUATION
-            and length <= DEFAULT_MAX_FRAME
-            and length == _LENGTHS.get(kind, length)
-            and not flags & ~_FLAGS.get(kind, 0)
-            and not data[at + 5] & 0x80
-            and stream < 2**24
-            and (kind in _OF_EITHER or (kind in _OF_CONNECTION) == (stream == 0))
-        )
-        if kind == SETTINGS:
-            possible = possible and length % 6 == 0 and not (flags & ACK and length)
-        if not possible:
+        if data[at + 5] & 0x80 or not _possible(length, kind, flags, stream):
+            return False
+        # Where nothing is known, streams that servers begin are too rare to be guessed at.
+        if seen == 0 and stream and stream % 2 == 0:
+            return False
+        if kind == WINDOW_UPDATE and data[at + HEADER_BYTES : at + HEADER_BYTES + 4] == bytes(4):
             return False
         seen += 1
-        if seen == 4:
-            return True
         at += HEADER_BYTES + length
     return seen > 0
+
+
+def _possible(length: int, kind: int, flags: int, stream: int) -> bool:
+    if kind > CONTINUATION or length > DEFAULT_MAX_FRAME or flags & ~_FLAGS.get(kind, 0) or stream >= 2**24:
+        return False
+    if kind not in _OF_EITHER and (kind in _OF_CONNECTION) != (stream == 0):
+        return False
+    if kind == SETTINGS:
+        return length % 6 == 0 and not (flags & ACK and length)
+    least = _LEAST.get(kind, 0) if kind != DATA or not flags & END_STREAM else 0
+    return length >= least and length == _LENGTHS.get(kind, length)
 
 
 def parse(data: bytes) -> Frame | None:

@@ -183,6 +183,7 @@ def _read_header(data: bytes | bytearray, at: int = 0) -> _Frame | None:
 def _plausible(data: bytes | bytearray, masked: bool) -> int:
     """How many complete frames stand here, with nothing but frames behind them; 0 where something else does."""
     at, complete = 0, 0
+    inside: bool | None = None  # of a message in fragments; None = nobody knows yet
     data = data[:1024]
     while at < len(data):
         if not re.match(rb"[\x80-\x82\x00-\x02\x88-\x8a\xc1\xc2\x41\x42]", data[at : at + 1]):
@@ -192,14 +193,34 @@ def _plausible(data: bytes | bytearray, masked: bool) -> int:
         frame = _read_header(data, at)
         if frame is None:
             break
-        size = frame.end - frame.begin
-        if size > _MAX_PAYLOAD or (frame.opcode >= 8 and (size > 125 or not frame.final)):
+        if not _possible(frame, data, inside):
             return 0
-        if not size and not frame.final:
-            return 0  # an empty fragment says nothing, and zeros would be nothing but such
         complete += frame.end <= len(data)
+        inside = inside if frame.opcode >= 8 else not frame.final
         at = frame.end
     return complete
+
+
+def _possible(frame: _Frame, data: bytes | bytearray, inside: bool | None) -> bool:
+    """Whether a sender would send such a frame here (RFC 6455 sections 5.2, 5.4 and 8.1)."""
+    size = frame.end - frame.begin
+    if frame.opcode >= 8:
+        return size <= 125 and frame.final
+    if size > _MAX_PAYLOAD or inside is (frame.opcode != 0):
+        return False  # the next of a message's frames is a continuation, and only that
+    if not size and not frame.final:
+        return False  # an empty fragment says nothing, and zeros would be nothing but such
+    if frame.opcode != 1 or frame.mask or frame.compressed or not frame.final or frame.end > len(data):
+        return True
+    return _is_text(bytes(data[frame.begin : frame.end]))
+
+
+def _is_text(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 STREAM = WebSocket
