@@ -46,7 +46,8 @@ class Lab(Network):
         hosts: further hosts: names, or a mapping from names to links. Without a link a host stands in the middle,
             with no delay of its own. The RTT of two hosts is the sum of their links' RTTs.
         networks: the hosts on each network, where one is not enough: ``{"inside": ["client", "router"], "outside":
-            ["router", "server"]}``. A host on more than one is a router, and each host has routes to all networks.
+            ["router", "server"]}``. A host on more than one is a router, but for `client` and `server`, which then
+            have several interfaces. Each host has routes to all networks.
         seed: for every random decision of the wire, so that an experiment with loss can be repeated.
         name: opening a second lab of this name closes the first, so that a cell can be run twice.
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from labkit.network.addresses import Subnet
 from labkit.network.host import FORWARDING6, Host
-from labkit.network.paths import wanted_routes
+from labkit.network.paths import Wanted, wanted_routes
 
-Routed = dict[tuple[str, str], tuple[str, str]]
+Routed = dict[Wanted, tuple[str, str]]
+FIRST_METRIC6, STEP = 1024, 100  # what the kernel gives to routes of IPv6 that ask for none
 
 
 def connect(hosts: Mapping[str, Host], networks: Mapping[str, Subnet], before: Routed) -> Routed:
@@ -16,22 +17,28 @@ def connect(hosts: Mapping[str, Host], networks: Mapping[str, Subnet], before: R
 
     Args:
         hosts, networks: of the lab, by name.
-        before: what the last call returned: (host, network or "default") → (network, router).
+        before: what the last call returned.
 
     Returns:
-        what is wanted now. A route that a notebook has added stays, and one that it has removed does not come back.
+        what is wanted now: each route's network and router. A route that a notebook has added stays, and one that it
+        has removed does not come back.
     """
     members = {net: [host.name for host in hosts.values() if net in host.interfaces] for net in networks}
     wanted = wanted_routes(members, [host.name for host in hosts.values() if host.forwarding])
-    for (name, target), (network, router) in {**before, **wanted}.items():
-        host, gateway = hosts[name], hosts[router].interfaces[network]
-        ways = {gateway.ip: networks[target].cidr if target in networks else "0.0.0.0/0"}
+    for route, (network, router) in {**before, **wanted}.items():
+        host, gateway = hosts[route.host], hosts[router].interfaces[network]
+        target, metric = networks.get(route.target), STEP * route.order
+        ways = [(gateway.ip, target.cidr if target else "default", metric)]
         if gateway.ip6 and FORWARDING6 not in host.engine.refused:
-            ways[gateway.ip6] = networks[target].cidr6 if target in networks else "::/0"
-        for via, prefix in ways.items():
-            if (name, target) not in wanted:
-                if any(route.via == via and str(route.prefix) == prefix for route in host.routes):
-                    host.routes.remove(prefix)
-            elif before.get((name, target)) != (network, router):
-                host.routes.add(prefix, via=via)
+            ways.append((gateway.ip6, target.cidr6 if target else "::/0", FIRST_METRIC6 + metric if metric else 0))
+        for via, prefix, at in ways:
+            if route not in wanted:
+                if any(each.via == via and str(each.prefix) == _written_out(prefix) for each in host.routes):
+                    host.routes.remove(prefix, metric=at)
+            elif before.get(route) != (network, router):
+                host.routes.add(prefix, via=via, metric=at)
     return wanted
+
+
+def _written_out(prefix: str) -> str:
+    return "0.0.0.0/0" if prefix == "default" else prefix

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_HOSTS = 250  # the number of an interface is one byte of its addresses
 FIRST_NETWORK = "lab"
+ENDS = ("client", "server")  # no routers, on however many networks they are
 HOST_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 # Attributes of a lab that its class does not show.
 RESERVED = {"name", "seed", "hosts", "networks", "program_environment", "directory", "engine", "wire"}
@@ -38,7 +39,8 @@ class Network:
 
     Args:
         links: the hosts, in the order of their addresses (192.0.2.1, 192.0.2.2, …), each with its link.
-        networks: the hosts on each network, where there are several. A host on more than one is a router.
+        networks: the hosts on each network, where there are several. A host on more than one is a router, but for
+            `client` and `server`.
         seed: for every random decision of the wire.
         name: opening a second network of the same name closes the first, so that a cell can be run twice.
         engine: what starts the engine that makes the hosts, see labkit.network.engine.
@@ -72,7 +74,7 @@ class Network:
         self.seed = seed
         self.hosts: dict[str, Host] = {}
         self.networks: dict[str, Subnet] = {}
-        self._routed: dict[tuple[str, str], tuple[str, str]] = {}
+        self._routed: dict[Any, tuple[str, str]] = {}  # see labkit.network.connect
         self.program_environment: dict[str, str] = {}
         self._owned: list[Closable] = []
         self._owned_names: dict[str, Closable] = {}
@@ -194,7 +196,7 @@ class Network:
                 self._know(self.engine.add_host(name, number), links[name])
             else:
                 self._plug(self.hosts[name], network)
-                self.hosts[name].forwarding = True
+                self.hosts[name].forwarding = name not in ENDS
         self._connect()
 
     def _know(self, address: Address, link: Link | None) -> Host:

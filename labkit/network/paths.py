@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 
 def next_hops(networks: Mapping[str, Sequence[str]], routers: Collection[str]) -> dict[str, dict[str, tuple[str, str]]]:
@@ -34,17 +35,38 @@ def next_hops(networks: Mapping[str, Sequence[str]], routers: Collection[str]) -
     return found
 
 
-def wanted_routes(
-    networks: Mapping[str, Sequence[str]], routers: Collection[str]
-) -> dict[tuple[str, str], tuple[str, str]]:
-    """The routes that let every host reach every network: (host, network or "default") → (network, router).
+class Wanted(NamedTuple):
+    """A route that a host should have.
 
-    A host that is no router and has one way out gets a default route, as hosts mostly do.
+    Attributes:
+        host: whose route it is.
+        target: name of the network, or "default".
+        order: 0 for the way that is taken; a way by another interface has 1 and more.
     """
-    routes = {}
+
+    host: str
+    target: str
+    order: int = 0
+
+
+def wanted_routes(networks: Mapping[str, Sequence[str]], routers: Collection[str]) -> dict[Wanted, tuple[str, str]]:
+    """The routes that let every host reach every network, each with the network and the router there.
+
+    A host that is no router and has one way out gets a default route, as hosts mostly do. One on several networks, with
+    others behind them, gets a default route by each of them that has a router, the first one before the others.
+    """
+    routes: dict[Wanted, tuple[str, str]] = {}
     for host, hops in next_hops(networks, routers).items():
-        if host not in routers and len(set(hops.values())) == 1:
-            routes[host, "default"] = next(iter(hops.values()))
+        on = [network for network, hosts in networks.items() if host in hosts]
+        if host in routers:
+            routes.update({Wanted(host, target): hop for target, hop in hops.items()})
+        elif len(on) > 1 and hops:
+            exits = [(network, router) for network in on for router in networks[network] if router in routers]
+            first = dict(reversed(exits))
+            ways = [(network, first[network]) for network in on if network in first]
+            routes.update({Wanted(host, "default", order): way for order, way in enumerate(ways)})
+        elif len(set(hops.values())) == 1:
+            routes[Wanted(host, "default")] = next(iter(hops.values()))
         else:
-            routes.update({(host, target): hop for target, hop in hops.items()})
+            routes.update({Wanted(host, target): hop for target, hop in hops.items()})
     return routes

@@ -10,7 +10,7 @@ import pytest
 
 from labkit import InvalidValue, Lab, Link, NameTaken, NotAvailableHere, Rule
 from labkit.network.addresses import MOST_NETWORKS, subnet
-from labkit.network.paths import next_hops, wanted_routes
+from labkit.network.paths import Wanted, next_hops, wanted_routes
 from labkit.network.routes import Route
 from labkit.waiting import wait_until
 
@@ -64,16 +64,24 @@ def test_next_hops_are_the_shortest() -> None:
     assert hops["x"] == {"b": ("a", "r1"), "c": ("a", "r3")}
     assert hops["r1"] == {"c": ("a", "r3")}  # as far as by way of b, which stands later
     assert hops["z"] == {}
-    assert wanted_routes(ring, ["r1", "r2", "r3"])["x", "c"] == ("a", "r3")
+    assert wanted_routes(ring, ["r1", "r2", "r3"])[Wanted("x", "c")] == ("a", "r3")
 
 
 def test_a_host_with_one_way_out_has_a_default_route() -> None:
     assert wanted_routes(CHAIN, ["r1", "r2"]) == {
-        ("client", "default"): ("inside", "r1"),
-        ("r1", "outside"): ("middle", "r2"),
-        ("r2", "inside"): ("middle", "r1"),
-        ("server", "default"): ("outside", "r2"),
+        Wanted("client", "default"): ("inside", "r1"),
+        Wanted("r1", "outside"): ("middle", "r2"),
+        Wanted("r2", "inside"): ("middle", "r1"),
+        Wanted("server", "default"): ("outside", "r2"),
     }
+
+
+def test_a_host_with_two_ways_out_has_a_default_route_by_each() -> None:
+    two = {"wifi": ["client", "r1"], "cell": ["client", "r2"], "net": ["r1", "r2", "server"]}
+    routes = wanted_routes(two, ["r1", "r2"])
+    assert routes[Wanted("client", "default", 0)] == ("wifi", "r1")
+    assert routes[Wanted("client", "default", 1)] == ("cell", "r2")
+    assert (routes[Wanted("r1", "cell")], routes[Wanted("server", "cell")]) == (("net", "r2"), ("net", "r2"))
 
 
 def test_addresses_are_those_of_documentation_and_no_two_networks_share_one() -> None:
@@ -307,6 +315,28 @@ def test_a_lab_grows_networks_routers_and_interfaces(lab: Lab) -> None:
         ("client", "far"), ("far", "client"),
     ]  # fmt: skip
     assert [route.destination for route in lab.client.routes if route.via and not route.ipv6] == []
+
+
+def test_a_client_on_two_networks_goes_on_by_the_second_when_the_first_is_gone() -> None:
+    networks = {"wifi": ["client", "r1"], "cell": ["client", "r2"], "net": ["r1", "r2", "server"]}
+    with Lab(rtt_ms=2, networks=networks) as lab:
+        assert not lab.client.forwarding
+        cell = lab.client.interfaces["cell"]
+        with lab.server.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, lab.capture() as capture:
+            server.bind(("", 9))
+            server.settimeout(10)
+            with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as on_the_second:
+                on_the_second.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, cell.name.encode())
+                on_the_second.sendto(b"by the other", (lab.server.ip, 9))
+                assert server.recvfrom(100)[1][0] == cell.ip
+            with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as either:
+                for ip in (lab.client.ip, cell.ip):
+                    either.sendto(b"as the routes say", (lab.server.ip, 9))
+                    assert server.recvfrom(100)[1][0] == ip
+                    if ip == lab.client.ip:
+                        lab.client.routes.remove("default")
+        assert {packet.forwarded_by for packet in capture.messages if packet.before is not None} == {("r1",), ("r2",)}
+        assert answered(lab, to=lab.server.ip6)
 
 
 def test_a_router_that_does_not_forward_is_a_wall(chain: Lab) -> None:
