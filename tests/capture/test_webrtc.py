@@ -7,7 +7,9 @@ import struct
 import subprocess
 
 import pytest
+from scenarios_webrtc import talk
 
+from labkit import Lab
 from labkit.capture.dissect import dissect
 from labkit.capture.frames import Frame
 from labkit.capture.keylog import KeyLog
@@ -63,6 +65,19 @@ def test_what_two_peers_say(record):
     assert [m.level for m in sound[:3]] == ["unknown"] * 3
     assert "payload type 96, seq " in sound[0].detail
     assert "encrypted" not in " ".join(said)
+
+
+def test_between_two_hosts():
+    """The secrets go where those of all sessions go, so the capture finds them."""
+    with Lab(rtt_ms=4) as lab:
+        with lab.capture() as capture:
+            talk((lab.client.ip, lab.client), (lab.server.ip, lab.server), lab.keylog_path)
+            lab.wire.settle()
+        said = {packet.what for packet in capture.messages}
+        assert {"ClientHello", "ChangeCipherSpec, Finished", "SCTP DATA_CHANNEL_ACK", "SCTP DATA 1 unordered"} <= said
+        assert f"STUN Binding success response {lab.client.ip}" in {name.rpartition(":")[0] for name in said}
+        assert {packet.transit.source for packet in capture.messages} == {"client", "server"}
+        assert len({packet.flow for packet in capture.messages if packet.flow.protocol == "UDP"}) == 1
 
 
 def test_without_secrets_the_outside_is_named(record):
