@@ -15,6 +15,7 @@ from labkit.bench import MEANING, as_table
 KEYS = [
     "import_ms",
     "lab_up_ms",
+    "first_lab_ms",
     "lab_close_ms",
     "connect_rtts_p50",
     "connect_rtts_p99",
@@ -22,6 +23,8 @@ KEYS = [
     "wire_dropped",
     "capture_pps",
     "capture_dropped",
+    "transfer_mbps",
+    "transfer_dropped",
     "dissect_us_5000",
     "dissect_us_50000",
     "http2_s",

@@ -50,20 +50,23 @@ class _Collector:
     def _open(self) -> bool:
         return self._wanted and not self._closed
 
-    def drain(self) -> None:
+    def flush(self) -> None:
+        """Take all that there is, unread."""
+        with self._lock:
+            if self._open:
+                self._source.flush()
+                self.dropped = self._source.dropped()
+
+    def read(self) -> None:
         """Read all that there is."""
         with self._reading:
-            with self._lock:
-                if self._open:
-                    self._source.flush()
-                    self.dropped = self._source.dropped()
-            if self._open:
-                self._source.read()
+            self.flush()
+            self._source.read()
 
     def close(self) -> None:
-        """Look for the last time. Closing twice is fine."""
-        self.drain()
-        with self._reading, self._lock:
+        """Take what there is for the last time. It can still be read. Closing twice is fine."""
+        self.flush()
+        with self._lock:
             if not self._closed:
                 self._closed = True
                 self._source.close()
@@ -112,6 +115,8 @@ class Capture(Captured):
         self._links = dict(links)
         self._secrets, self._settle = secrets, settle
         self._until_ns: int | None = None
+        self._final: Result | None = None  # of a capture that has ended, once somebody has looked
+        self._looking = threading.Lock()
         self._collector = _Collector(source)
         weakref.finalize(self, self._collector.abandon).atexit = False  # at the interpreter's end the thread may drain
         self._thread = threading.Thread(target=self._collector.run, name=f"labkit-capture-{at}", daemon=True)
@@ -141,14 +146,12 @@ class Capture(Captured):
         self._collector.close()
         if not self.closed:
             _ = self.secrets
-            self._result = self._so_far()
             self.closed = True
-            self._collector.frames.clear()
 
     @property
     def dropped(self) -> int:
         """Frames that the kernel had no room for. Any but 0 means that the capture has holes."""
-        self._collector.drain()
+        self._collector.flush()
         return self._collector.dropped
 
     @property
@@ -159,10 +162,16 @@ class Capture(Captured):
         return self._secrets_read
 
     def _now(self) -> Result:
-        return self._result if self.closed else self._so_far()
+        if not self.closed:
+            return self._so_far()
+        with self._looking:  # of several threads one reads
+            if self._final is None:
+                self._final = self._so_far()
+                self._collector.frames.clear()
+            return self._final
 
     def _so_far(self) -> Result:
-        self._collector.drain()
+        self._collector.read()
         frames = []
         for frame in list(self._collector.frames):
             if self.at == "wire":

@@ -34,6 +34,7 @@ TPACKET_V3 = 2
 BLOCK_BYTES = 1 << 17  # the largest frame of a loopback interface, 64 KiB and its header, fits
 BLOCKS = 256  # 32 MiB: an eighth of a second at 1 Gbit/s, each frame twice
 RETIRE_MS = 8  # a block that holds a frame is handed over after so long, full or not
+STORE_BYTES = 16 << 20  # of a file; its memory is free again when it was read
 LONGEST_S = 1.0  # to wait for that, on a machine that stands still
 
 # struct tpacket_block_desc: version, offset of private data, status, frames, offset of the first, bytes in use.
@@ -45,13 +46,14 @@ _FRAME = struct.Struct("=IIIIIIH22xHHiHB")
 
 
 class _Store(io.FileIO):
-    """A file in memory with blocks of which `read` tells how many bytes were read, and how many frames that made."""
+    """A file in memory with blocks: `end` is how many bytes of them, and `following` the next one, once it is full."""
 
     __del__ = io.FileIO.close  # in C: an interrupt can fall between two statements, and leaves no warning then
 
-    def __init__(self, frames: int) -> None:
+    def __init__(self) -> None:
         super().__init__(os.memfd_create("labkit-capture"), "w")
-        self.read_up_to = 0, frames
+        self.end = 0
+        self.following: _Store | None = None
 
 
 class BlockRing:
@@ -74,8 +76,9 @@ class BlockRing:
         self.socket = packet_socket
         self._blocks = BLOCKS
         self.frames: list[RingFrame] = []
-        self._store = _Store(0)
-        self._taken = 0, 0  # blocks so far, and how many bytes of the store are in use
+        first = _Store()
+        self._taken = 0, first, 0  # blocks so far, the store that they go to, and how many bytes of it are in use
+        self._read = first, 0, 0  # the store that is read, up to which byte, and how many frames there are so far
         self._back = 0  # blocks that were handed back
         self._dropped = 0
         try:
@@ -89,7 +92,6 @@ class BlockRing:
             self._dropped = 0  # what came before the ring was there was not asked for
         except OSError:
             packet_socket.close()
-            self._store.close()
             raise
 
     def fileno(self) -> int:
@@ -98,7 +100,10 @@ class BlockRing:
     def collect(self) -> int:
         """Take the blocks that are handed over out of the kernel's memory, unread. Returns how many those were."""
         self._hand_back()
-        block, used = self._taken
+        block, store, used = self._taken
+        if used >= STORE_BYTES:
+            store.end, store.following = used, _Store()
+            store, used = store.following, 0
         ready: list[memoryview] = []
         total = 0
         with memoryview(self._memory) as memory:
@@ -111,13 +116,13 @@ class BlockRing:
                 total += len(ready[-1])
                 block += 1
             try:
-                if total and os.pwritev(self._store.fileno(), ready, used) < total:
+                if total and os.pwritev(store.fileno(), ready, used) < total:
                     raise OSError(errno.ENOSPC, "no memory for what was captured")
             finally:
                 for view in ready:
                     view.release()
         if ready:
-            self._taken = block, used + total
+            self._taken = block, store, used + total
             self._hand_back()
         return len(ready)
 
@@ -132,9 +137,6 @@ class BlockRing:
 
     def flush(self) -> None:
         """Collect all that was sent before this call."""
-        if self._taken[1] and self._store.read_up_to[0] == self._taken[1]:  # all of it was read: its memory goes
-            store = _Store(len(self.frames))
-            self._store, self._taken = store, (self._taken[0], 0)
         self.collect()
         # The kernel counts a frame in before it hands it on to the receiver, so this sees all that anybody has.
         if _BLOCK.unpack_from(self._memory, self._start(self._taken[0]))[3]:
@@ -142,16 +144,21 @@ class BlockRing:
             self.collect()
 
     def read(self) -> None:
-        """Read what was collected into ``frames``."""
-        store, end = self._store, self._taken[1]
-        at, count = store.read_up_to
-        if at == end:
-            return
-        with mmap.mmap(store.fileno(), end, prot=mmap.PROT_READ) as blocks:
-            while at < end:
-                found, following = _read(blocks, at)
-                self.frames[count:] = found
-                at, count = store.read_up_to = at + following, count + len(found)
+        """Read what was collected into ``frames``. Also after the end."""
+        while True:
+            store, at, count = self._read
+            _, last, used = self._taken
+            end = used if store is last else store.end
+            if at < end:
+                with mmap.mmap(store.fileno(), end, prot=mmap.PROT_READ) as blocks:
+                    while at < end:
+                        found, following = _read(blocks, at)
+                        self.frames[count:] = found
+                        _, at, count = self._read = store, at + following, count + len(found)
+            elif store is last or store.following is None:
+                return
+            else:
+                self._read = store.following, 0, count  # and the memory of the store that was read is free
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until a block is handed over; False at the deadline."""
@@ -166,9 +173,8 @@ class BlockRing:
         return self._dropped
 
     def close(self) -> None:
-        """Stop capturing and give the memory back; closing twice is fine."""
+        """Stop capturing and give the ring back; what was collected can still be read. Closing twice is fine."""
         self.socket.close()
-        self._store.close()
         with contextlib.suppress(BufferError):
             self._memory.close()
 
