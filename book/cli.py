@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,8 +79,9 @@ def _record(options: argparse.Namespace) -> int:
 
 
 def _progress(options: argparse.Namespace) -> int:
-    from book.learn.progress import progress
+    from book.learn.progress import ProgressWarning, progress
 
+    warnings.simplefilter("ignore", ProgressWarning)  # it is said below
     kept = progress()
     if options.export:
         kept.export(options.export)

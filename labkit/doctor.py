@@ -165,9 +165,13 @@ def _lab() -> tuple[str, list[Check]]:
 
 
 def _surroundings() -> Check:
-    """What of this machine's environment is kept from hosts: nothing is to mend, but who wonders finds it here."""
-    kept = environment.overridden()
-    found = f"not seen on a host: {', '.join(kept)}" if kept else "no proxy, no database, no .curlrc"
+    """What of this machine's settings is kept from hosts and pictures: nothing to mend, but who wonders finds it."""
+    folder = os.environ.get("MATPLOTLIBRC") or os.path.join(
+        os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "matplotlib"
+    )
+    places = (folder, os.path.join(folder, "matplotlibrc"), "matplotlibrc")  # matplotlib.matplotlib_fname
+    kept = environment.overridden() + [place for place in places if os.path.isfile(place)]
+    found = f"without effect on hosts and pictures: {', '.join(kept)}" if kept else "nothing that would matter"
     return Check("surroundings", "ok", found)
 
 

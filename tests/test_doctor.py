@@ -146,8 +146,11 @@ def test_from_a_folder_without_its_packages(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_it_names_what_is_kept_from_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_names_what_is_kept_from_hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("MATPLOTLIBRC", str(tmp_path))
+    (tmp_path / "matplotlibrc").touch()
     (kept,) = (check for check in doctor().checks if check.name == "surroundings")
     assert kept.state == "ok"
     assert "https_proxy" in kept.found
+    assert str(tmp_path / "matplotlibrc") in kept.found

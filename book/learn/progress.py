@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 FILE = "progress.json"
+NO_HOME = Path(os.devnull, "no home folder")  # where nothing can be kept
 PARTS = ("predictions", "solved", "read")
 
 
@@ -39,7 +40,13 @@ def home() -> Path:
     from platformdirs import user_data_path  # late: what judges an answer keeps no progress
 
     chosen = os.environ.get("LABKIT_HOME")
-    return Path(chosen).expanduser() if chosen else user_data_path("backend-engineering-live", appauthor=False)
+    try:
+        if chosen:
+            return Path(chosen).expanduser()
+        folder = user_data_path("backend-engineering-live", appauthor=False)
+    except RuntimeError:  # neither HOME nor an entry in passwd says where it would be
+        return NO_HOME
+    return folder if folder.is_absolute() else NO_HOME
 
 
 class ProgressWarning(UserWarning):
@@ -67,7 +74,7 @@ class Progress:
             f"{len(data[part])} {word}"
             for part, word in (("predictions", "predictions"), ("solved", "solved"), ("read", "sections read"))
         )
-        return f"<Progress {self.path}: {counts}>"
+        return f"<Progress {'in memory' if self.folder == NO_HOME else self.path}: {counts}>"
 
     @property
     def path(self) -> Path:
@@ -76,6 +83,8 @@ class Progress:
 
     def why_not_kept(self) -> str:
         """Why the file cannot be written, in the system's words; "" where it can. Nothing is made but for a moment."""
+        if self.folder == NO_HOME:
+            return "this user has no home folder"
         there = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
         try:
             with tempfile.TemporaryFile(dir=there):
@@ -165,9 +174,10 @@ class Progress:
         return _empty()
 
     def _only_in_memory(self, exc: OSError) -> dict[str, Any]:
+        where = f" in {self.folder} ({exc.strerror})" if self.folder != NO_HOME else ", as this user has no home folder"
         self._tell(
-            f"Your progress cannot be kept in {self.folder} ({exc.strerror}): it lasts as long as this notebook's "
-            "kernel. Set LABKIT_HOME to a folder that can be written."
+            f"Your progress cannot be kept{where}: it lasts as long as this notebook's kernel. "
+            "Set LABKIT_HOME to a folder that can be written."
         )
         self._in_memory = _empty()
         return self._in_memory
@@ -251,6 +261,7 @@ def check() -> list[Check]:
 
     kept = progress()
     if why := kept.why_not_kept():
-        found = f"cannot be kept in {kept.folder} ({why}): it lasts as long as a notebook's kernel"
+        where = "" if kept.folder == NO_HOME else f" in {kept.folder}"
+        found = f"cannot be kept{where} ({why}): it lasts as long as a notebook's kernel"
         return [Check("progress", "optional", found, "set LABKIT_HOME to a folder that can be written")]
     return [Check("progress", "ok", f"kept in {kept.folder}")]

@@ -1,5 +1,8 @@
 """Results as pictures: matplotlib, one style for the whole book, every picture with a tier and a text of its own."""
 
+from labkit.plots import own as own  # before all that imports matplotlib
+
+# isort: split
 from labkit.plots.buffers import plot_buffers
 from labkit.plots.ladder import plot_ladder
 from labkit.plots.live import live

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from book.learn.progress import Progress, ProgressWarning, home, progress
 from labkit.errors import InvalidValue
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -127,3 +130,23 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("LABKIT_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert home() == tmp_path / "backend-engineering-live"
+
+
+@pytest.mark.parametrize("words", [["-m", "book", "progress"], ["-m", "book", "contents"], ["-m", "labkit", "doctor"]])
+def test_without_a_home_there_is_a_sentence(words: list[str], tmp_path: Path) -> None:
+    """No HOME, and a user whom passwd does not know, as in many containers."""
+    unknown = ["unshare", "-U", "--map-user=54321", "--map-group=54321"]
+    variables = {name: value for name, value in os.environ.items() if name not in ("HOME", "LABKIT_HOME")}
+    variables = {name: value for name, value in variables.items() if not name.startswith("XDG_")}
+    done = subprocess.run(
+        [*unknown, sys.executable, *words],
+        env={**variables, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    if "contents" not in words:
+        assert "set labkit_home to a folder that can be written" in (done.stdout + done.stderr).lower()
