@@ -206,7 +206,9 @@ class Captured:
         checks.optional(checks.texts, "hosts", hosts, ["client", "server"])
         checks.flag("acks", acks)
         if hosts is None:
-            hosts = list(self.hosts.values()) or list(dict.fromkeys(transit.source for transit in self.transits))
+            hosts = list(dict.fromkeys(self.hosts.values())) or list(
+                dict.fromkeys(transit.source for transit in self.transits)
+            )
         ladder = build_ladder(self.messages, hosts, acks=acks)
         return replace(ladder, tier=self.tier, missing=self.dropped)
 

@@ -50,6 +50,7 @@ class Host:
         self.interfaces: dict[str, Interface] = {}
         self._cuts: list[Cut] = []
         self._forwarding = False
+        self._nat: Nat | None = None
         self.fqdn = f"{self.name}.lab"
         self.sysctl: MutableMapping[str, str] = Sysctl(self)
 
@@ -147,7 +148,8 @@ class Host:
         """Translate addresses on this router: all behind it share its address on one network. IPv4 alone.
 
         It is a process of ours on the host, and needs no module of the kernel. From now on the host itself has no
-        address of its own outside. Called again, it takes the place of what runs: another kind, no mappings.
+        address of its own outside. Called again, it takes the place of what runs: another kind, no mappings. It knows
+        the networks, routes and MTU that were there when it began.
 
         Args:
             kind: "full cone", "restricted cone", "port restricted cone" or "symmetric" (RFC 3489 section 5): who may
@@ -163,9 +165,10 @@ class Host:
         """
         from labkit.network.nat import start_nat
 
-        nat = start_nat(self, kind, outside, timeout_s)
-        self.lab.register(nat, f"address translation on {self.name}")
-        return nat
+        if self._nat is not None:
+            self._nat.close()
+        self._nat = start_nat(self, kind, outside, timeout_s)
+        return self._nat
 
     def open_descriptor(self, family: int, kind: int, protocol: int = 0) -> int:
         """A socket of this host as a bare descriptor, which the caller owns. Raises the kernel's own OSError."""

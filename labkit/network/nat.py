@@ -34,7 +34,7 @@ class Translation:
 
 
 class Nat:
-    """Address translation at work. Made by ``Host.nat``; ends with the lab, or by ``close()``: then nothing passes.
+    """Address translation at work. Made by ``Host.nat``; its program ends with the lab. Closed, it lets nothing pass.
 
     Attributes:
         host: name of the host.

@@ -103,6 +103,7 @@ def test_a_request_over_two_routers_is_one_request(crossed: Lab, tmp_path: Path)
     ]  # fmt: skip
     # It was read from the packet that came through.
     assert {packet.messages[0].first for packet in requests} == {requests[3].index} != {requests[0].index}
+    assert capture.ladder().hosts == ("client", "r1", "r2", "server")
     third = [(row.source, row.destination) for row in capture.ladder().rows if row.label == ("ACK",)]
     assert third == [("client", "r1"), ("r1", "r2"), ("r2", "server")]
     assert "SYN (forwarded by r1, r2)" in capture.table()

@@ -232,6 +232,17 @@ def test_what_is_too_long_is_split_or_sent_back(chain: Lab) -> None:
     assert len(by_router) >= 3
 
 
+def test_ipv6_is_never_split_on_the_way(chain: Lab) -> None:
+    narrow(chain)
+    with chain.capture(at="r1") as capture:
+        assert unanswered(chain, "-s", "1400", "-M", "do", to=chain.server.ip6)
+    said = [
+        transit.data for transit in capture.transits if transit.data[12:14] == b"\x86\xdd" and transit.data[54] == 2
+    ]
+    assert [int.from_bytes(data[58:62], "big") for data in said] == [1300]  # packet too big: RFC 4443 section 3.2
+    assert chain.client.routes.to(chain.server.ip6).mtu == 1300
+
+
 def fetched(lab: Lab, size: int, seconds: float = 10) -> int:
     """How many bytes of a response come through."""
     with lab.server, socket.create_server(("", 80)) as listener:
@@ -265,6 +276,9 @@ def test_a_black_hole_takes_what_is_long_and_passes_what_is_short(chain: Lab) ->
         assert fetched(chain, 100) == 100
         assert fetched(chain, 50_000, seconds=0.4) == 0
         assert silent.acted > 0
+        chain.server.sysctl["net.ipv4.tcp_mtu_probing"] = 1  # RFC 4821: it tries by itself what passes
+        assert fetched(chain, 50_000) == 50_000
+        chain.server.sysctl["net.ipv4.tcp_mtu_probing"] = 0
         chain.server.routes.add("default", via=chain.r2, mtu=1300)
         assert fetched(chain, 50_000) == 50_000
 
