@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import struct
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pamqp.commands
 import pytest
 from dialogues import labels, read
 from parts import from_packet
+from terminator import tls_in_front
 
 from labkit import Captured, Lab
 from labkit.capture.protocols.amqp import _CLASSES, _METHODS
@@ -22,13 +24,13 @@ from labkit.services import RabbitMQ
 Require = Callable[[str], str]
 
 
-async def converse(url: str) -> None:
+async def converse(url: str, context: ssl.SSLContext | None = None) -> None:
     """A topic exchange, confirms, a consumer that acknowledges and rejects, and a channel that the broker closes."""
-    async with await aio_pika.connect(url) as connection:
+    async with await aio_pika.connect(url, ssl_context=context) as connection:
         channel = await connection.channel()
         await channel.set_qos(prefetch_count=3)
         orders = await channel.declare_exchange("orders", aio_pika.ExchangeType.TOPIC)
-        queue = await channel.declare_queue("warehouse")
+        queue = await channel.declare_queue("warehouse", exclusive=True)
         await queue.bind(orders, "new.*")
         for number, size in enumerate((5000, 10, 200_000, 10)):  # 200,000 are two frames
             await orders.publish(aio_pika.Message(bytes(size)), routing_key=f"new.{number}")
@@ -46,15 +48,29 @@ async def converse(url: str) -> None:
             await channel.declare_queue("nowhere", passive=True)
 
 
+async def converse_by_tls(lab: Lab) -> None:
+    async with tls_in_front(lab, 5671, 5672, "amqp"):
+        with lab.client:
+            await converse("amqps://guest:guest@server.lab:5671/", lab.authority.client_context(alpn=["amqp"]))
+
+
 @pytest.fixture(scope="module")
-def captured(require_program: Require) -> Captured:
+def captures(require_program: Require) -> dict[str, Captured]:
     """What aio-pika and RabbitMQ say to each other."""
     require_program("rabbitmq-server")
+    made: dict[str, Captured] = {}
     with Lab(rtt_ms=2) as lab, RabbitMQ(lab.server) as broker:
         url = broker.url
-        with lab.capture() as capture, lab.client:
+        with lab.capture() as made["clear"], lab.client:
             asyncio.run(converse(url))
-    return capture
+        with lab.capture() as made["TLS"]:
+            asyncio.run(converse_by_tls(lab))
+    return made
+
+
+@pytest.fixture
+def captured(captures: dict[str, Captured]) -> Captured:
+    return captures["clear"]
 
 
 KINDS = {"Heartbeat": 8, "ContentHeader": 2, "ContentBody": 3}
@@ -70,9 +86,25 @@ def named(capture: Captured) -> list[tuple[int, int, str, int]]:
     ]
 
 
-def test_tshark_sees_the_same_frames(captured: Captured, require_program: Require, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["clear", "TLS"])
+def test_tshark_sees_the_same_frames(
+    captures: dict[str, Captured], require_program: Require, tmp_path: Path, name: str
+) -> None:
+    captured = captures[name]
     file = captured.save(tmp_path / "x.pcapng")
-    words = [require_program("tshark"), "-r", str(file), "-Y", "amqp", "-T", "fields", "-E", "aggregator=~"]
+    words = [
+        require_program("tshark"),
+        "-r",
+        str(file),
+        "-d",
+        "tls.port==5671,amqp",
+        "-Y",
+        "amqp",
+        "-T",
+        "fields",
+        "-E",
+        "aggregator=~",
+    ]
     fields = ["frame.number", "amqp.type", "amqp.channel", "amqp.method.class", "amqp.method.method"]
     fields += ["amqp.method.arguments.routing_key", "amqp.method.arguments.delivery_tag"]
     words += [word for field in fields for word in ("-e", field)]
@@ -109,6 +141,13 @@ def test_roles_and_bodies(captured: Captured) -> None:
     assert bodies[-1] == b"last"
     (closed,) = [m for m in found if m.name == "Channel.Close"]
     assert "code 404" in closed.detail and "no queue 'nowhere'" in closed.detail
+
+
+def test_under_tls_it_is_the_same_conversation(captures: dict[str, Captured]) -> None:
+    clear, hidden = ([(name, channel) for _, _, name, channel in named(captures[each])] for each in ("clear", "TLS"))
+    assert sorted(clear) == sorted(hidden)  # confirms and deliveries may come in another order
+    levels = {m.level for p in captures["TLS"].messages for m in p.messages if m.protocol == "AMQP"}
+    assert levels == {"application"}
 
 
 def test_from_the_middle_on(captured: Captured) -> None:

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from dialogues import labels, read
 from parts import from_packet
+from terminator import tls_in_front
 
 from labkit import Captured, Lab
 from labkit.services import PostgreSQL
@@ -63,30 +64,10 @@ async def with_asyncpg(url: str, context: ssl.SSLContext | str) -> None:
 
 async def behind_tls(lab: Lab) -> None:
     """asyncpg asks for TLS: a terminator in front of the server, whose own build has none, says yes."""
-
-    async def terminate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(8)
-        writer.write(b"S")
-        await writer.start_tls(lab.authority.server_context(lab.server.fqdn, alpn=["postgresql"]))
-        with lab.server:
-            behind = await asyncio.open_connection(lab.server.ip, 5432)
-        await asyncio.gather(carry(reader, behind[1]), carry(behind[0], writer))
-        finished.set()
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-        await writer.wait_closed()
-
-    finished = asyncio.Event()
-    with lab.server:
-        server = await asyncio.start_server(terminate, lab.server.ip, 5433)
-    async with server:
+    async with tls_in_front(lab, 5433, 5432, "postgresql", asked=8):
         with lab.client:
             url = "postgresql://postgres@server.lab:5433/postgres"
             await with_asyncpg(url, lab.authority.client_context(alpn=["postgresql"]))
-        await asyncio.wait_for(finished.wait(), 10)
 
 
 @pytest.fixture(scope="module")
