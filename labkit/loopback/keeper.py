@@ -11,8 +11,8 @@ parents end (a subreaper, PR_SET_CHILD_SUBREAPER(2const)), and kills all of them
 is not reached.
 
 On `life` the notebook writes the program (one line), then signals for its process group, a byte each; 0 is the
-goodbye of a lab or program that is closed. The keeper writes a line when the program runs, or cannot, and one when it
-has ended. Standard library only: it runs without site-packages.
+goodbye of a lab or program that is closed. The keeper writes who it is, a line when the program runs, or cannot, and
+one when it has ended. Standard library only: it runs without site-packages.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ class Keeper:
 
     def start(self) -> None:
         """Start what the first line asks for. Raises Ended where it cannot."""
+        self.tell({"keeper": os.getpid()})
         request = b""
         while not request.endswith(REQUEST_END):
             data = self.life.recv(65536)
-            if not data:
+            self.goodbye = data.endswith(bytes([GOODBYE]))
+            if not data or self.goodbye:
                 raise Ended
             request += data
         words = json.loads(request)

@@ -56,6 +56,7 @@ class Kept:
                 )
             self._life.settimeout(START_TIMEOUT_S)
             self._life.sendall(json.dumps({"argv": argv, "env": env, "cwd": cwd}).encode() + REQUEST_END)
+            self._line()  # who the keeper is
             reply = self._line()
             if "errno" in reply:
                 raise OSError(reply["errno"], reply["error"])
@@ -121,8 +122,16 @@ class Kept:
                 return
             with contextlib.suppress(OSError):
                 self._life.send(bytes([GOODBYE]))
-                self._life.shutdown(socket.SHUT_RDWR)
+                self._life.shutdown(socket.SHUT_WR)
             if self._keeper is not None:
                 child.end(self._keeper)
+            else:
+                self._reap()
             self._life.close()
             self.over = True
+
+    def _reap(self) -> None:
+        """An interrupt fell between the start of the keeper and the note of its process id: it says that itself."""
+        with contextlib.suppress(LabClosed, OSError):
+            self._life.settimeout(START_TIMEOUT_S)
+            os.waitpid(self._line()["keeper"], 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import signal
 import socket
@@ -253,3 +254,62 @@ def test_a_notebook_that_ends_leaves_nothing(
     process.communicate(timeout=20)
     until(lambda: not [words for pid, words in processes_of(directory).items()])
     until(lambda: not Path(directory).exists())
+
+
+INTERRUPTED = """
+import gc, os, signal, sys
+from labkit import Lab
+from labkit.services import Service
+
+def interrupt(number, frame):
+    # A KeyboardInterrupt wherever work() is; what comes outside of it is too late, and the next one counts.
+    while frame is not None:
+        if frame.f_code is work.__code__:
+            raise KeyboardInterrupt
+        frame = frame.f_back
+
+def work():
+    lab.client.run(["true"], env=env)
+    with Service(lab.server, ["sleep", "1000"], ready=lambda _: True, ports=[9], patience_s=0.5):
+        lab.client.start(["sh", "-c", "setsid sleep 1000 & sleep 1000"], env=env).close()
+
+with Lab(rtt_ms=0) as lab:
+    env = {"AT": str(lab.client.bound(1))}
+    work()
+    signal.signal(signal.SIGINT, interrupt)
+    print(lab.directory, flush=True)
+    interrupted = 0
+    while interrupted < int(sys.argv[1]):
+        try:
+            work()
+        except KeyboardInterrupt:
+            interrupted += 1
+            print("interrupted", flush=True)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    work()
+    print("usable", flush=True)
+gc.collect()
+print("done", open(f"/proc/self/task/{os.getpid()}/children").read().split(), flush=True)
+"""
+
+
+def test_interrupts_at_any_point(
+    python: Callable[..., subprocess.Popen[str]], processes_of: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABKIT_TIER", "loopback")
+    moments, rounds = random.Random("interrupts"), 20
+    process = python(INTERRUPTED, str(rounds))
+    assert process.stdout is not None
+    directory = process.stdout.readline().strip()
+    for _ in range(rounds):
+        select.select([process.stdout], [], [], moments.random() ** 2 * 0.2)  # a moment, and not a wait for anything
+        while True:  # Python had one in a weakref's callback, where exceptions are ignored, or outside of work()
+            process.send_signal(signal.SIGINT)
+            if select.select([process.stdout], [], [], 0.5)[0]:
+                break
+        line = process.stdout.readline()
+        assert line == "interrupted\n", line + process.communicate()[1]
+    out, err = process.communicate(timeout=60)
+    assert out.splitlines() == ["usable", "done []"], out + err
+    assert processes_of(directory) == {}
+    assert not Path(directory).exists()

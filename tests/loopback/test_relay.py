@@ -255,6 +255,10 @@ with Lab(rtt_ms=5) as lab:
     print(lab.why_lower)
     results = race(lab, ["tls1.3", "quic"], runs=1)
     print([m.whole_rtts for m in results])
+    with HttpServer(lab.server) as server:
+        fetch = "import sys, urllib.request as r; print(r.urlopen(f'http://{sys.argv[1]}/').status)"
+        words = [sys.executable, "-c", fetch, str(lab.client.door(lab.server, server.port))]
+        print(lab.client.run(words).check().stdout, end="")
 """
 
 
@@ -264,7 +268,7 @@ def test_a_system_that_is_not_linux(python: Start, monkeypatch: pytest.MonkeyPat
     process = python(OTHER_SYSTEM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    tier, why, rtts = out.splitlines()
+    tier, why, rtts, fetched = out.splitlines()
     assert tier == "loopback"
     assert "this is Linux, and" in why or "Way out" in why
-    assert rtts == "[3, 2]"
+    assert (rtts, fetched) == ("[3, 2]", "200")
