@@ -18,6 +18,8 @@ from labkit.network.tiers import LOOPBACK
 if TYPE_CHECKING:
     import psutil
 
+GONE_S = 5.0
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -72,6 +74,21 @@ def _each(pids: Iterable[int]) -> Iterator[psutil.Process]:
             yield psutil.Process(pid)
         except psutil.NoSuchProcess:
             continue
+
+
+def family(pids: Sequence[int]) -> list[psutil.Process]:
+    """These processes, to be ended later: psutil knows them even where another one gets their number."""
+    return list(_each(pids))
+
+
+def end(members: Sequence[psutil.Process]) -> None:
+    """Kill those that are left, and wait until they have gone."""
+    import psutil
+
+    for process in members:
+        with contextlib.suppress(psutil.Error):  # it has ended, or has become another user's
+            process.kill()
+    psutil.wait_procs(members, timeout=GONE_S)
 
 
 def pids_of(engine: Engine, programs: Sequence[Program]) -> list[int]:

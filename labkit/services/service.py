@@ -309,10 +309,13 @@ class Service:
     def _end_programs(self) -> None:
         with self._launching:
             programs = self._programs[::-1]
+        # Some of what they started may have a session of its own, and ignore their end.
+        family = processes.family(self._pids())
         for program in programs:
             program.close(self._patience_s, self._stop)
             with contextlib.suppress(LabClosed):  # and those that it has left behind, where it ended by itself
                 self.host.engine.signal_program(program.pid, signal.SIGKILL)
+        processes.end(family)
 
     def close(self) -> None:
         """End it and all that it started; its directory goes, its log stays. Twice is fine, and while it starts.

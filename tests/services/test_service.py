@@ -216,14 +216,15 @@ def test_a_port_that_is_taken(shared: Lab) -> None:
             Service(shared.server, WORDS, ready=8080, files=FILES)
 
 
-def test_memory_is_named_by_program(shared: Lab) -> None:
+def test_memory_is_named_by_program(shared: Lab, processes_of: Processes, until: Until) -> None:
     words = ["sh", "-c", "sleep 100 & setsid sleep 100 & echo up; wait"]
     with Service(shared.server, words, ready="up", ports=[9]) as service:
+        until(lambda: service.memory.by_name.keys() == {"sh", "sleep"})  # setsid becomes sleep
         memory = service.memory
-        assert memory.by_name.keys() == {"sh", "sleep"}
         assert memory.total_bytes == sum(memory.by_name.values()) > 0
         assert f"MiB {memory.kind}: " in repr(memory)
     assert service.memory.by_name == {}
+    assert not any("sleep 100" in words for words in left(shared, processes_of))  # also that in a session of its own
 
 
 BAD: dict[str, dict[str, Any]] = {
