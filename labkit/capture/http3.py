@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 
-from labkit.capture.fields import Cursor, Truncated, printable
+from labkit.capture.fields import Cursor, Truncated, shortened
+from labkit.capture.http_fields import Headers, readable, start_of
 from labkit.capture.in_order import InOrder
 from labkit.capture.messages import Found, Role
 from labkit.capture.qpack import FieldDecoder, Fields
@@ -44,13 +45,13 @@ class _Item:
     detail: str = ""
     start_line: str = ""
     status: int | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
+    role: Role = ""
 
     def use(self, fields: Fields) -> None:
         """Take in the header fields that it stands for."""
-        self.start_line = start_line(fields)
-        self.status = int(self.start_line) if self.start_line.isdecimal() else None
-        self.headers = tuple((printable(name, 2**16), printable(value, 2**16)) for name, value in fields)
+        self.headers = readable(fields)
+        self.role, self.start_line, self.status = start_of(dict(self.headers))
 
 
 @dataclass(eq=False, slots=True)
@@ -75,16 +76,6 @@ class _Stream:
     def took(self, size: int) -> None:
         self.position += size
         del self.unread[:size]
-
-
-def start_line(fields: Fields) -> str:
-    """Say in a word what header fields begin: "GET /", "200", "" for trailers (RFC 9114 section 4.3)."""
-    pseudo = {name: value for name, value in fields if name.startswith(b":")}
-    if b":method" in pseudo:
-        target = pseudo.get(b":path", pseudo.get(b":authority", b""))
-        return printable(pseudo[b":method"] + b" " + target)
-    status = pseudo.get(b":status", b"")
-    return printable(status) if len(status) == 3 and status.isdigit() else ""
 
 
 class Http3Streams:
@@ -252,8 +243,8 @@ class Http3Messages:
 
 
 def _role(item: _Item, stream: _Stream) -> Role:
-    if item.name == "DATA":
-        return "data"
+    if item.role or item.name == "DATA":
+        return item.role or "data"
     if item.name in ("HEADERS", "PUSH_PROMISE"):
         return "request" if stream.from_client or item.name == "PUSH_PROMISE" else "response"
     return "control"
@@ -262,7 +253,7 @@ def _role(item: _Item, stream: _Stream) -> Role:
 def _label(item: _Item) -> str:
     """A header block by its start line. The stream's number stands before it, with the STREAM frame."""
     if item.name == "PUSH_PROMISE" and item.start_line:
-        return f"PUSH_PROMISE {item.start_line}"
+        return f"PUSH_PROMISE {shortened(item.start_line)}"
     if item.name == "HEADERS" and item.headers:
-        return item.start_line or "trailers"
+        return shortened(item.start_line) or "trailers"
     return ""

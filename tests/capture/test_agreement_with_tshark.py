@@ -161,7 +161,9 @@ def test_node(lab: Lab, tshark: Look, require_program: Callable[[str], str]) -> 
     with Service(lab.server, [node, str(PROGRAMS / "http2_server.js"), "server.lab", "8080"], ready=8080):
         capture = run(lab, node, str(PROGRAMS / "http2_client.js"), "http://server.lab:8080")
     frames = check_http2(capture, tshark(capture, 8080))
-    assert requests_of(frames) == ["GET /trailers", "GET /push", "GET /endless", "POST /post", "GET /trailers"]
+    assert requests_of(frames) == [
+        "GET /trailers", "GET /push", "GET /style.css", "GET /endless", "POST /post", "GET /trailers",
+    ]  # fmt: skip
     labels = [message.label for message in frames]
     for label in ("HEADERS 1: trailers", "PUSH_PROMISE 3: GET /style.css", "RST_STREAM 5: CANCEL", "HEADERS 7: 404"):
         assert label in labels

@@ -132,7 +132,7 @@ class Http2(StreamProtocol):
             "HTTP/2",
             name,
             detail + (", end of the stream" if fin else ""),
-            role=role if kind == frames.HEADERS else "control",
+            role=role,
             stream=stream,
             fin=fin,
             start_line=start_line,
