@@ -207,6 +207,11 @@ class Engine(ABC):
         self.subnets.append(subnet(len(self.subnets)))
         return self.subnets[-1]
 
+    def next_addresses(self, network: int) -> tuple[str, str]:
+        """Those of the interface that comes next to a network. Raises InvalidValue where there are none left."""
+        there = [each.subnet for each in self.interfaces.values()].count(network)
+        return self.subnets[network].addresses(there + 1)
+
     def _plug_in(self, make: Make, host: str, label: str, number: int) -> Address:
         address, interface = self._make_one(make, host, label, number)
         try:
@@ -218,9 +223,8 @@ class Engine(ABC):
 
     def _make_one(self, make: Make, host: str, label: str, number: int) -> tuple[Address, str]:
         self.check_open()
-        there = [each.subnet for each in self.interfaces.values()].count(number)
         device = f"eth{sum(each.name == host for each in self.interfaces.values())}"
-        ip, ip6 = self.subnets[number].addresses(there + 1)
+        ip, ip6 = self.next_addresses(number)
         address, interface = make(Address(len(self.interfaces) + 1, host, ip, ip6, 0, number, device))
         self.interfaces[label], self.links[label] = address, Link()
         return address, interface

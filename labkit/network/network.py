@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from labkit import checks
 from labkit.errors import InvalidValue, NameTaken, NotAvailableHere
-from labkit.network.addresses import Subnet
+from labkit.network.addresses import Subnet, subnet
 from labkit.network.engine import Address, Closable, Engine, Start
 from labkit.network.link import Link
 
@@ -148,12 +148,16 @@ class Network:
         Raises:
             As ``add_host``, and InvalidValue for a network that is not there.
         """
-        if len(set(checks.texts("networks", networks, list(self.networks)))) < 2:
-            raise checks.wrong("networks", networks, f"a router joins two at least: {', '.join(self.networks)}")
+        named = checks.texts("networks", networks, list(self.networks))
+        if len(set(named)) < 2 or len(set(named)) < len(named):
+            raise checks.wrong(
+                "networks", networks, f"a router joins two at least, each once: {', '.join(self.networks)}"
+            )
         self._check_new_host(name, len(networks))
-        first, *others = [self._number_of(network) for network in networks]
-        host = self._know(self.engine.add_host(name, first), None)
-        for network, _ in zip(networks[1:], others, strict=True):
+        for network in networks:
+            self.engine.next_addresses(self._number_of(network))  # before there is half a router
+        host = self._know(self.engine.add_host(name, self._number_of(networks[0])), None)
+        for network in networks[1:]:
             self._plug(host, network)
         host.forwarding = True
         self._connect()
@@ -253,8 +257,9 @@ class Network:
             raise InvalidValue(f"{what} would be number {MOST_HOSTS + 1}: a lab holds {MOST_HOSTS}")
 
     def _check_plan(self, plan: Mapping[str, Sequence[str]], links: Mapping[str, Link]) -> None:
-        for network, hosts in plan.items():
+        for number, (network, hosts) in enumerate(plan.items()):
             self._check_network_name(network)
+            subnet(number).addresses(len(hosts))
             for name in hosts:
                 if name not in links or list(hosts).count(name) > 1:
                     raise InvalidValue(f"networks={{{network!r}: {list(hosts)!r}}}: {name!r} stands there twice")

@@ -97,6 +97,8 @@ def parse(info: bytes) -> TcpInfo:
 def tcp_info(sock: socket.socket) -> TcpInfo:
     """What the kernel knows of a TCP socket's connection, now.
 
+    On the tier "loopback" that is a connection to the relay, which is not the path.
+
     Raises:
         NotAvailableHere: this system has no such option. OSError: the kernel's own: the socket is none of TCP.
     """

@@ -369,6 +369,7 @@ def test_names_and_networks_that_cannot_be(lab: Lab) -> None:
         (InvalidValue, lambda: lab.add_host("far", network="nowhere")),
         (InvalidValue, lambda: lab.add_router("router", ["lab"])),
         (InvalidValue, lambda: lab.add_router("router", ["lab", "nowhere"])),
+        (InvalidValue, lambda: lab.add_router("router", ["lab", "outside", "lab"])),
         (NameTaken, lambda: lab.add_interface("client", "lab")),
         (InvalidValue, lambda: lab.add_interface("nobody", "outside")),
     ]:
@@ -385,6 +386,8 @@ def test_names_and_networks_that_cannot_be(lab: Lab) -> None:
         {"inside": "client"},
         {"in side": ["client", "server"]},
         {"inside": ["client", "server", "9"]},
+        {"inside": ["client"], "outside": ["server"], "third": [f"host{number}" for number in range(15)]},
+        {"inside": ["client", "server"], **{f"net{number}": [] for number in range(18)}},
         {},
         ["client"],
     ],
