@@ -14,7 +14,7 @@ from itertools import islice
 
 from labkit.capture.messages import Found
 from labkit.capture.protocol import Certainty, HandOver, Opening, Side, StreamProtocol
-from labkit.capture.protocols import stream_protocols
+from labkit.capture.protocols import stream_protocols, upgraded
 
 _OPENING_BYTES = 1024
 _OPENING_PIECES = 64
@@ -114,13 +114,8 @@ class _Dialogue:
                     self._reader = self._begin(came_by)
 
     def _begin(self, came_by: HandOver) -> StreamProtocol | None:
-        protocol = self._upgraded(came_by.token) if came_by.token else self._recognise()
+        protocol = upgraded(came_by.token) if came_by.token else self._recognise()
         return protocol(self.sides[True], self.sides[False], came_by) if protocol is not None else None
-
-    @staticmethod
-    def _upgraded(token: str) -> type[StreamProtocol] | None:
-        known = (protocol for protocol in stream_protocols() if token.lower() in protocol.tokens)
-        return next(known, None)
 
     def _recognise(self) -> type[StreamProtocol] | None:
         """Ask all protocols. The surest one reads; the port decides between those that are equally sure."""

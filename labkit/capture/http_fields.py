@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from labkit.capture.fields import printable
 from labkit.capture.messages import Found, Role
-from labkit.capture.protocol import BodyProtocol, Side
-from labkit.capture.protocols import body_protocols
+from labkit.capture.protocol import BodyProtocol, HandOver, Side, StreamProtocol
+from labkit.capture.protocols import body_protocols, upgraded
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -43,12 +43,32 @@ def body_protocol(headers: Mapping[str, str]) -> type[BodyProtocol] | None:
     return next((protocol for protocol in body_protocols() if wanted & protocol.content_types), None)
 
 
+def tunnel(token: str, headers: Mapping[str, str], stream: int) -> dict[bool, Body]:
+    """The two directions of a stream that has become another protocol (RFC 8441), by whether the client sends.
+
+    Args:
+        token: the protocol, as in the field ``:protocol``.
+        headers: of the response.
+        stream: of the connection.
+
+    Returns:
+        {} where the protocol is not known.
+    """
+    protocol = upgraded(token)
+    if protocol is None:
+        return {}
+    client, server = Side(from_client=True), Side(from_client=False)
+    client.synchronised = server.synchronised = True
+    reader = protocol(client, server, HandOver(token, headers))
+    return {side.from_client: Body(reader, side, stream) for side in (client, server)}
+
+
 class Body:
     """A body whose messages are named as it comes."""
 
-    def __init__(self, protocol: BodyProtocol, from_client: bool, stream: int | None = None) -> None:
+    def __init__(self, protocol: BodyProtocol | StreamProtocol, side: Side, stream: int | None = None) -> None:
         self._protocol = protocol
-        self._side = Side(from_client)
+        self._side = side
         self._stream = stream
 
     @property
@@ -67,6 +87,8 @@ class Body:
             return []
         self._side.add(replace(carrier, data=data))
         self._protocol.receive(self._side)
-        named = [replace(found, stream=self._stream) for found in self._side.found]
+        # What nobody takes is in the carrier's name already.
+        found = [each for each in self._side.found if each.protocol != carrier.protocol]
+        named = [replace(each, stream=self._stream) for each in found]
         self._side.found.clear()
         return named

@@ -200,6 +200,27 @@ def test_websocket_from_the_middle() -> None:
     assert labels(named) == ["> WebSocket text", "< WebSocket text"]
 
 
+def test_websocket_in_a_stream_of_http2() -> None:
+    """RFC 8441: CONNECT with :protocol, and the frames stand in DATA."""
+
+    def literal(name: bytes, value: bytes) -> bytes:
+        return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+    ask = literal(b":method", b"CONNECT") + literal(b":protocol", b"websocket") + literal(b":path", b"/chat")
+    masked, text = bytes.fromhex("818537fa213d7f9f4d5158"), bytes.fromhex("c107f248cdc9c90700")
+    named = read(
+        (">", PREFACE + SETTINGS + frame(1, 4, 1, ask)),
+        ("<", SETTINGS + frame(1, 4, 1, b"\x88" + literal(b"sec-websocket-extensions", b"permessage-deflate"))),
+        (">", frame(0, 0, 1, masked[:3])), (">", frame(0, 0, 1, masked[3:])), ("<", frame(0, 0, 1, text)),
+        ("<", frame(0, 0, 1, b"\xff" * 9)),
+    )  # fmt: skip
+    assert labels(named)[2:] == [
+        "> HEADERS 1: CONNECT /chat", "> DATA 1", "> DATA 1", "> WebSocket text", "< SETTINGS", "< HEADERS 1: 200",
+        "< DATA 1", "< WebSocket text", "< DATA 1",
+    ]  # fmt: skip
+    assert [(found.data, found.stream) for _, found in named if found.protocol == "WebSocket"] == [(b"Hello", 1)] * 2
+
+
 # Server-sent events: HTML section 9.2.6 -------------------------------------------------------------------
 
 EVENTS = b": test stream\n\ndata: first event\nid: 1\n\nevent: add\ndata: 73857293\ndata\n\nretry: 500\r\ndata\r\n\r\n"

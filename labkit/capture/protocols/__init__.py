@@ -21,6 +21,11 @@ def stream_protocols() -> tuple[type[StreamProtocol], ...]:
     return _named("STREAM")
 
 
+def upgraded(token: str) -> type[StreamProtocol] | None:
+    """The protocol that HTTP calls by this name where it changes to another one; None where it is not known here."""
+    return next((protocol for protocol in stream_protocols() if token.lower() in protocol.tokens), None)
+
+
 @cache
 def body_protocols() -> tuple[type[BodyProtocol], ...]:
     """What stands in HTTP's bodies, in the order of the modules' names."""

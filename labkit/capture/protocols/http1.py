@@ -102,7 +102,7 @@ class Http1(StreamProtocol):
         fields = dict(body.headers)
         if protocol := body_protocol(fields):
             line = side.found[-1].start_line if request is None else request.line
-            body.inside = Body(protocol(line.rpartition(" ")[0]), side.from_client)
+            body.inside = Body(protocol(line.rpartition(" ")[0]), Side(side.from_client))
             self._name_inside(side, body)
         if body.open:
             self._reading[side.from_client] = body

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from hyperframe.frame import DataFrame, SettingsFrame
 
 from labkit.capture.fields import shortened
-from labkit.capture.http_fields import Body, body_protocol, readable, start_of
+from labkit.capture.http_fields import Body, body_protocol, readable, start_of, tunnel
 from labkit.capture.protocol import BodyProtocol, Certainty, HandOver, Opening, Side, StreamProtocol
 from labkit.capture.protocols import _http2_frames as frames
 from labkit.capture.protocols._hpack import HeaderBlocks
@@ -29,6 +29,7 @@ class Http2(StreamProtocol):
         super().__init__(client, server, came_by)
         self._directions = {side.from_client: _Direction(side.synchronised) for side in (client, server)}
         self._asked: dict[int, str] = {}  # start lines of the requests
+        self._tunnels: dict[int, str] = {}  # what streams are to become that were asked for by CONNECT (RFC 8441)
 
     @classmethod
     def recognise(cls, opening: Opening) -> Certainty:
@@ -143,10 +144,16 @@ class Http2(StreamProtocol):
 
     def _begin_body(self, direction: _Direction, stream: int, known: dict[str, str], from_client: bool) -> list[str]:
         """Prepare for the body of a known protocol, and return what the fields say of this protocol."""
+        if ":protocol" in known:
+            self._tunnels[stream] = known[":protocol"]
+        elif known.get(":status", "").startswith("2") and (token := self._tunnels.pop(stream, "")):
+            for side, body in tunnel(token, known, stream).items():
+                self._directions[side].bodies[stream] = body
+            return []
         protocol = body_protocol(known)
         if protocol is not None:
             direction.protocols[stream] = protocol
-            direction.bodies[stream] = Body(protocol(self._asked.get(stream, "")), from_client, stream)
+            direction.bodies[stream] = Body(protocol(self._asked.get(stream, "")), Side(from_client), stream)
         told = direction.protocols[stream].tell(known) if stream in direction.protocols else ""
         return [told] if told else []
 
