@@ -53,6 +53,7 @@ from labkit.network.ring import WIRE_BYTES, RingAhead
 
 ENTERED = "entered"  # a file in the lab's directory: processes of the notebook's may be on hosts
 STRAYS_S = 5.0
+FIRST_DEVICE = "eth0"
 # The same start on every machine. Values that the kernel refuses (a read-only /proc/sys) are reported, not hidden.
 HOST_SYSCTLS = {
     "net.ipv4.ip_unprivileged_port_start": "0",
@@ -163,8 +164,6 @@ class Helper:
         except OSError:
             os.close(self.hosts.pop(name).namespace)
             raise
-        with open(os.path.join(self.directory, "hosts"), "a") as file:
-            file.write(f"{request['ip']} {name}.lab {name}\n")
         return {**reply, "refused": refused}, []
 
     def add_interface(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
@@ -197,6 +196,11 @@ class Helper:
                 self.introduce(new, other)
                 self.introduce(other, new)
         self.interfaces.append(new)
+        # A further interface has a name of its own, so that a name means one address; and programs that ask for the
+        # name of each address, as traceroute does, do not wait for a DNS server.
+        names = f"{name}.lab {name}" if device == FIRST_DEVICE else f"{device}.{name}.lab"
+        with open(os.path.join(self.directory, "hosts"), "a") as file:
+            file.write(f"{request['ip']} {names}\n")
         chosen = {"interface": wire_side, "interface_index": index, "device_index": device_index, "ip6": ip6}
         return {**chosen, "refused": {}}, []
 

@@ -112,6 +112,8 @@ def test_traceroute_shows_each_router(chain: Lab, require_program: Require) -> N
     said = chain.client.run([require_program("traceroute"), "-n", "-q", "1", chain.server.ip]).check().stdout
     hops = re.findall(r"^ *\d+ +([\d.]+) ", said, re.MULTILINE)
     assert hops == [chain.r1.ip, chain.r2.ip, chain.server.ip]
+    said = chain.server.run(["traceroute", "-q", "1", "client.lab"]).check().stdout
+    assert re.findall(r"^ *\d+ +(\S+) ", said, re.MULTILINE) == ["eth1.r2.lab", "eth1.r1.lab", "client.lab"]
 
 
 def test_tcp_and_names_cross_routers(chain: Lab) -> None:
