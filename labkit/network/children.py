@@ -29,9 +29,7 @@ from labkit import child
 from labkit.errors import LabError, NotAvailableHere
 from labkit.network import environment, patches
 from labkit.network.engine import OnHost
-from labkit.network.enter import enter
 from labkit.network.inside import being, current_host
-from labkit.network.namespaces import CLONE_NEWNET, CLONE_NEWUTS, setns
 
 # What libraries start to look at the machine (platform, ctypes.util, uuid, torch): nothing of it uses a network.
 HARMLESS = frozenset(
@@ -93,6 +91,7 @@ def settled(host: OnHost | None = None) -> bool:
 @contextlib.contextmanager
 def _over(host: OnHost) -> Iterator[None]:
     """In a process that was forked onto a host: what this thread starts in this block is on another one."""
+
     kinds = {"net": CLONE_NEWNET, "uts": CLONE_NEWUTS}
     there = host.namespaces()
     back = {kind: os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY) for kind in kinds if kind in there}
@@ -229,23 +228,24 @@ def _fork(original: Callable[[], Any]) -> Callable[[], Any]:
         host = current_host()
         if host is None:
             return original()
+
         try:
             namespaces = host.namespaces()  # asked for here, where an error can be told
         except NotAvailableHere:
             return original()  # Python's sockets are the host's in the child, too, and exec is refused
         forked = original()
         if (forked[0] if isinstance(forked, tuple) else forked) == 0:
-            _settle(host, namespaces)
+            _settle(host, lambda: enter(namespaces))
         return forked
 
     return fork
 
 
-def _settle(host: OnHost, namespaces: Mapping[str, int]) -> None:
+def _settle(host: OnHost, enter: Callable[[], None]) -> None:
     """In a forked child: be on the host as a whole. One that cannot must not go on."""
     global _settled
     try:
-        enter(namespaces)
+        enter()
         environment.move_in()
     except OSError as exc:
         os.write(2, f"labkit: a forked process could not enter {host.name}: {exc}\n".encode())
@@ -259,6 +259,8 @@ def _exec(original: Callable[..., Any]) -> Callable[..., Any]:
         if host is None:
             return original(path, *arguments)
         if settled():
+            from labkit.network.enter import enter
+
             enter(host.namespaces())
             return original(path, *arguments)
         program = path if isinstance(path, int) else os.fsdecode(path)

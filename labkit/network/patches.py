@@ -8,12 +8,10 @@ waits for its module.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -66,7 +64,7 @@ def _count(layer: Layer, change: int) -> None:
                 setattr(owner, name, own)
 
 
-class Late(importlib.abc.MetaPathFinder):
+class Late:
     """Layers of modules that may not be loaded yet: each is put in place when its module is there."""
 
     def __init__(self, layers: LateLayers) -> None:
@@ -107,7 +105,7 @@ class Late(importlib.abc.MetaPathFinder):
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         """For a module that a layer waits for: what the other finders find, and the layer after it."""
         if fullname not in self._layers:
             return None
@@ -115,17 +113,17 @@ class Late(importlib.abc.MetaPathFinder):
         found = (each.find_spec(fullname, path, target) for each in others)
         spec = next((spec for spec in found if spec), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._place)
+            spec.loader = _Loader(spec.loader, self._place)  # type: ignore[assignment]  it has what one needs
         return spec
 
 
-class _Loader(importlib.abc.Loader):
+class _Loader:
     """Loads a module as its own loader does, and tells when it is there."""
 
     def __init__(self, loader: Any, loaded: Callable[[ModuleType], None]) -> None:
         self._loader, self._loaded = loader, loaded
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self._loader.create_module(spec)
         return module
 
