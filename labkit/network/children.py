@@ -92,6 +92,8 @@ def settled(host: OnHost | None = None) -> bool:
 def _over(host: OnHost) -> Iterator[None]:
     """In a process that was forked onto a host: what this thread starts in this block is on another one."""
 
+    from labkit.network.namespaces import CLONE_NEWNET, CLONE_NEWUTS, setns  # ctypes: when it is needed
+
     kinds = {"net": CLONE_NEWNET, "uts": CLONE_NEWUTS}
     there = host.namespaces()
     back = {kind: os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY) for kind in kinds if kind in there}
@@ -228,6 +230,7 @@ def _fork(original: Callable[[], Any]) -> Callable[[], Any]:
         host = current_host()
         if host is None:
             return original()
+        from labkit.network.enter import enter  # here, and not in a child whose other threads are gone
 
         try:
             namespaces = host.namespaces()  # asked for here, where an error can be told

@@ -113,7 +113,7 @@ class Late:
         found = (each.find_spec(fullname, path, target) for each in others)
         spec = next((spec for spec in found if spec), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self._place)  # type: ignore[assignment]  it has what one needs
+            spec.loader = _Loader(spec.loader, self._place)  # type: ignore[assignment]
         return spec
 
 
