@@ -26,6 +26,8 @@ from labkit.capture.tcp_connection import Connection
 from labkit.capture.tls_records import looks_like_tls, read_tls
 from labkit.capture.udp import read_datagrams
 
+_SYSTEM_PORTS = 1024  # servers have ports below (RFC 6335 section 6)
+
 
 def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
     """Name what each packet carries.
@@ -147,6 +149,8 @@ def _find_flow(decoded: Decoded, known: Container[Flow]) -> tuple[Flow, bool]:
         server_speaks = bool(decoded.tcp.flags & ACK)
     elif decoded.tcp is not None:  # captured from the middle on: servers have the lower ports
         server_speaks = decoded.source_port < decoded.destination_port
+    elif decoded.source_port:  # who speaks first is the client, but for an answer whose question was not captured
+        server_speaks = decoded.source_port < _SYSTEM_PORTS <= decoded.destination_port
     return (backward, False) if server_speaks else (forward, True)
 
 

@@ -91,6 +91,12 @@ def test_a_turn_relay():
     assert said((b"\x40\x01\0\4ping", CLIENT, SERVER)) == ["datagram"]
 
 
+def test_an_answer_whose_question_was_not_captured():
+    (answer,) = dissect([transit(1, DNS_RESPONSE, (SERVER[0], 53), CLIENT)], KeyLog())
+    assert (answer.from_client, answer.flow.server_port, answer.flow.client) == (False, 53, CLIENT[0])
+    assert answer.what == "DNS response 192.0.2.2"
+
+
 def test_rtp_is_proven_by_a_second_packet():
     def rtp(sequence: int, marker: int = 0) -> tuple[bytes, tuple[str, int], tuple[str, int]]:
         header = struct.pack("!BBHII", 0x80, marker << 7 | 111, sequence & 0xFFFF, sequence * 160, 0x12345678)

@@ -206,9 +206,7 @@ class DnsDatagrams(DatagramProtocol):
 
     @classmethod
     def recognise(cls, datagram: Datagram) -> Certainty:
-        # An answer may be the first that was captured: then it passes for the client's.
-        ports = _PORTS & {datagram.source[1], datagram.destination[1]}
-        return _certainty(datagram.data, min(ports, default=datagram.port))
+        return _certainty(datagram.data, datagram.port)
 
     def read(self, datagrams: Sequence[Datagram], secrets: KeyLog) -> list[list[Found] | None]:
         return [[self._found(number, datagram.data)] for number, datagram in enumerate(datagrams)]
