@@ -164,6 +164,8 @@ class Loopback(Engine):
         if not self.closed:
             patches.uninstall(sockets.LAYER)
         self.closed = self.relay.closed = True
+        if hasattr(self, "bindings"):  # else it ended before it was there
+            self.bindings.close()
         for kept in list(self._programs.values()):
             kept.end()  # in a forked child this lets go of it, and ends nothing
         if self._life is not None:

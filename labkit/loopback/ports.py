@@ -5,11 +5,15 @@ from __future__ import annotations
 import _socket
 import os
 import socket
+import struct
 import sys
 from typing import Any
 
 LOOPBACK_ADDRESS = "127.0.0.1"
 TRIES = 100
+# linux/netlink.h, sock_diag.h, inet_diag.h: the user id stands in a struct inet_diag_msg behind a struct nlmsghdr.
+NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST = 4, 20, 1
+UID_AT = 16 + 4 + 48 + 12
 
 
 def taken(kind: int, port: int, reuse: int) -> bool:
@@ -43,22 +47,46 @@ def free_pair() -> tuple[Any, Any]:
 
 
 def ours(kind: int, port: int, to: int) -> bool:
-    """Whether the socket at a port that speaks to our port `to` belongs to this user, as proc_pid_net(5) has it.
+    """Whether the socket at a port that speaks to our port `to` belongs to this user.
 
     True where the system does not tell. A socket that has been closed already belongs to nobody.
     """
     if sys.platform != "linux":
         return True
-    local = f"{_in_hex(LOOPBACK_ADDRESS)}:{port:04X}"
-    unbound = f"00000000:{port:04X}"
-    remote = f"{_in_hex(LOOPBACK_ADDRESS)}:{to:04X}"
+    uid = _connected_uid(port, to) if kind == socket.SOCK_STREAM else None
+    return (_listed_uid(kind, port, to) if uid is None else uid) == os.getuid()
+
+
+def _connected_uid(port: int, to: int) -> int | None:
+    """Whose a TCP connection is, by sock_diag(7), which finds it at once; None where that is not to be had."""
+    address = socket.inet_aton(LOOPBACK_ADDRESS).ljust(16, b"\0")
+    identity = struct.pack("!HH", port, to) + address * 2 + bytes(4) + b"\xff" * 8  # any interface, any cookie
+    request = struct.pack("=BBxxI", socket.AF_INET, socket.IPPROTO_TCP, 0xFFFFFFFF) + identity
+    header = struct.pack("=IHHII", 16 + len(request), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, 1, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diag:
+            diag.settimeout(1)
+            diag.send(header + request)
+            reply = diag.recv(4096)
+    except OSError:
+        return None
+    # A listener that would take such a connection is found, too, and is not the one that was asked for.
+    if len(reply) < UID_AT + 4 or reply[20:24] != identity[:4]:
+        return None
+    return int.from_bytes(reply[UID_AT : UID_AT + 4], sys.byteorder)
+
+
+def _listed_uid(kind: int, port: int, to: int) -> int | None:
+    """The same as proc_pid_net(5) has it, for which the kernel walks through its whole table; None for no socket."""
+    local, unbound, remote = (
+        f"{_in_hex(ip)}:{at:04X}" for ip, at in ((LOOPBACK_ADDRESS, port), ("0.0.0.0", port), (LOOPBACK_ADDRESS, to))
+    )
     with open("/proc/self/net/tcp" if kind == socket.SOCK_STREAM else "/proc/self/net/udp") as file:
         for line in file:
             _, at, peer, _, _, _, _, uid, *_ = line.split()
-            connected = at == local and peer == remote
-            if connected or (kind == socket.SOCK_DGRAM and at in (local, unbound)):
-                return uid == str(os.getuid())
-    return False
+            if (at == local and peer == remote) or (kind == socket.SOCK_DGRAM and at in (local, unbound)):
+                return int(uid) if uid.isdigit() else None
+    return None
 
 
 def _in_hex(address: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import select
@@ -16,6 +17,7 @@ import pytest
 
 from labkit import InvalidValue, Lab, LabError, NameTaken, NotAvailableHere, NotReady, ProgramNotFound
 from labkit.capture.captured import Captured
+from labkit.loopback import ports
 from labkit.network.engine import SocketAddress
 from labkit.services import Service
 
@@ -175,6 +177,17 @@ def test_output_end_and_signals_are_as_on_the_other_tiers(lab: Lab, until: Until
     assert [program.wait(20) for program in [lab.client.start(["true"], env=at) for _ in range(5)]] == [0] * 5
 
 
+def test_the_kernel_knows_whose_a_connection_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        to = listener.getsockname()[1]
+        with socket.create_connection(listener.getsockname()) as ours:
+            port = ours.getsockname()[1]
+            assert ports._connected_uid(port, to) == ports._listed_uid(socket.SOCK_STREAM, port, to) == os.getuid()
+            assert ports.ours(socket.SOCK_STREAM, port, to)
+            assert not ports.ours(socket.SOCK_STREAM, port, port)
+        assert not ports.ours(socket.SOCK_STREAM, port, to), "a listener that would take it is not it"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_user_of_this_machine_gets_nothing_through_a_door(lab: Lab) -> None:
     door = lab.client.door(lab.server, 8080)
@@ -216,6 +229,25 @@ def test_a_daemon_ends_with_the_lab(lab: Lab, processes_of: Processes) -> None:
     assert select.select([pidfd], [], [], 5)[0]
     os.close(pidfd)
     assert processes_of(lab.directory) == {}
+
+
+def test_descriptors_and_children_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_TIER", "loopback")
+
+    def once() -> None:
+        with Lab(rtt_ms=0) as lab:
+            at, _ = lab.server.bound(1), lab.server.bound(2)
+            lab.server.run(["echo", str(at), str(lab.client.door(lab.server, 3))]).check()
+            lab.server.start(["sleep", "1000"], env={"AT": str(at)})
+
+    def census() -> object:
+        gc.collect()
+        return sorted(os.listdir("/proc/self/fd")), Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+    once()
+    before = census()
+    once()
+    assert census() == before
 
 
 def test_a_program_ends_with_its_keeper(lab: Lab, until: Until, processes_of: Processes) -> None:
