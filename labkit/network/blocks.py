@@ -51,7 +51,7 @@ class _Store(io.FileIO):
     __del__ = io.FileIO.close  # in C: an interrupt can fall between two statements, and leaves no warning then
 
     def __init__(self) -> None:
-        super().__init__(os.memfd_create("labkit-capture"), "w")
+        super().__init__(os.memfd_create("labkit-capture"), "r+")
         self.end = 0
         self.following: _Store | None = None
 
@@ -150,11 +150,11 @@ class BlockRing:
             _, last, used = self._taken
             end = used if store is last else store.end
             if at < end:
-                with mmap.mmap(store.fileno(), end, prot=mmap.PROT_READ) as blocks:
-                    while at < end:
-                        found, following = _read(blocks, at)
-                        self.frames[count:] = found
-                        _, at, count = self._read = store, at + following, count + len(found)
+                blocks, begin = os.pread(store.fileno(), end - at, at), at
+                while at < end:
+                    found, following = _read(blocks, at - begin)
+                    self.frames[count:] = found
+                    _, at, count = self._read = store, at + following, count + len(found)
             elif store is last or store.following is None:
                 return
             else:
@@ -179,7 +179,7 @@ class BlockRing:
             self._memory.close()
 
 
-def _read(blocks: mmap.mmap, start: int) -> tuple[list[RingFrame], int]:
+def _read(blocks: bytes, start: int) -> tuple[list[RingFrame], int]:
     """The frames in the block that begins there, and its length."""
     _, _, _, frames, first, length = _BLOCK.unpack_from(blocks, start)
     at, found = start + first, []
