@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from labkit.capture.frames import Transit
+from labkit.capture.messages import Dissected
 
 _IPV4, _IPV6 = b"\x08\x00", b"\x86\xdd"
 _ETHERNET = 14
@@ -44,6 +46,30 @@ def find_forwarded(transits: Sequence[Transit]) -> dict[int, int]:
         if transit.received_ns is not None and (in_file or transit.destination):
             waiting["" if in_file else transit.destination, hops - 1, rest].append(index)
     return found
+
+
+def whole_ways(packets: Sequence[Dissected]) -> Sequence[Dissected]:
+    """Each packet once, from who sent it to where it came at last; as if there were no routers.
+
+    Args:
+        packets: from ``dissect``, or some of them: each with the earlier steps of its way.
+
+    Returns:
+        the packets on the first link of their way, with the arrival, the destination and the loss of the last one.
+    """
+    if all(packet.before is None for packet in packets):
+        return packets
+    first: dict[int, int] = {}  # of a packet's index, that of its first step
+    last: dict[int, Dissected] = {}
+    for packet in packets:
+        first[packet.index] = packet.index if packet.before is None else first.get(packet.before, packet.index)
+        last[first[packet.index]] = packet
+    whole = []
+    for packet in (each for each in packets if each.before is None):
+        end = last[packet.index]
+        way = replace(packet.transit, received_ns=end.transit.received_ns, destination=end.transit.destination)
+        whole.append(replace(packet, transit=way, lost=end.lost))
+    return whole
 
 
 def _hops_and_rest(frame: bytes) -> tuple[int, bytes] | None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.capture.forwarding import whole_ways
 from labkit.capture.messages import Dissected, Flow, Message, Role
 from labkit.errors import MeasurementFailed
 
@@ -72,10 +73,13 @@ class Timeline:
 
 
 def connections(packets: Sequence[Dissected]) -> list[list[Dissected]]:
-    """The TCP and UDP packets sorted by connection, in the order in which the connections began."""
+    """The TCP and UDP packets sorted by connection, in the order in which the connections began.
+
+    A packet that crosses routers is one, from its sender to its receiver.
+    """
     found: list[list[Dissected]] = []
     latest: dict[Flow, list[Dissected]] = {}  # a client may use a port again
-    for packet in packets:
+    for packet in whole_ways(packets):
         if packet.flow.protocol in ("TCP", "UDP"):
             known = latest.get(packet.flow)
             if known is None or _begins_anew(packet, known):

@@ -14,6 +14,9 @@ from labkit.capture.dissect import dissect
 from labkit.capture.forwarding import find_forwarded
 from labkit.capture.frames import Transit
 from labkit.capture.keylog import KeyLog
+from labkit.handshakes import TlsClient
+from labkit.handshakes.phases import connections, timeline
+from labkit.servers import HttpServer
 
 
 def frame(ttl: int, source: bytes, data: bytes, port: int = 4000, identification: int = 7) -> bytes:
@@ -114,6 +117,16 @@ def test_a_request_over_two_routers_is_one_request(crossed: Lab, tmp_path: Path)
     assert not any(packet.retransmission for packet in opened.messages if packet.before and not packet.payload)
     at_router = [packet for packet in capture.messages if packet.flags == {"SYN", "ACK"}]
     assert [packet.before for packet in at_router] == [None, at_router[0].index, at_router[1].index]
+
+
+def test_a_fetch_over_routers_takes_the_same_round_trips(crossed: Lab) -> None:
+    with HttpServer(crossed.server, tls="1.3") as server, crossed.capture() as capture:
+        TlsClient(crossed.client, server, version="1.3").fetch()
+    (group,) = connections(capture.messages)
+    assert {(packet.transit.source, packet.transit.destination) for packet in group} == {
+        ("client", "server"), ("server", "client"),
+    }  # fmt: skip
+    assert timeline(group).whole_rtts() == {"tcp": 1, "tls": 1, "request": 1}
 
 
 def test_in_a_file_of_others_a_router_has_the_name_that_the_frame_gives_it() -> None:
