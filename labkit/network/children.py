@@ -20,6 +20,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -128,12 +129,21 @@ def plan(
     *,
     restore_signals: bool = False,
     ids: tuple[Any, Any, Any] = (None, None, None),
+    close_from: int | None = None,
 ) -> str:
     """What labkit.network.enter is told: the namespaces' descriptors, where it tells why it failed, files to try."""
     gid, groups, uid = ids
-    groups = None if groups is None else list(groups)
-    what = {"namespaces": dict(namespaces), "told": told, "programs": [os.fsdecode(path) for path in programs]}
-    return json.dumps({**what, "restore_signals": restore_signals, "gid": gid, "groups": groups, "uid": uid})
+    what = {
+        "namespaces": dict(namespaces),
+        "told": told,
+        "programs": [os.fsdecode(path) for path in programs],
+        "restore_signals": restore_signals,
+        "gid": gid,
+        "groups": None if groups is None else list(groups),
+        "uid": uid,
+        "close_from": close_from,
+    }
+    return json.dumps(what)
 
 
 def _fork_exec(original: Callable[..., int]) -> Callable[..., int]:
@@ -188,8 +198,17 @@ def _posix_spawn(search: bool) -> Callable[[Callable[..., int]], Callable[..., i
                 told = copy
                 # Onto itself: open in the child, and in no other process that is started meanwhile.
                 kept = [(os.POSIX_SPAWN_DUP2, each, each) for each in (told, *namespaces.values())]
-                options["file_actions"] = [*(options.get("file_actions") or ()), *kept]
-                words = plan(namespaces, told, [os.path.join(folder, name) for folder in folders])
+                actions = list(options.get("file_actions") or ())
+                # What closes all others would close these: left to the interpreter (Popen does so from Python 3.13 on).
+                closing = [action for action in actions if action[0] == getattr(os, "POSIX_SPAWN_CLOSEFROM", None)]
+                options["file_actions"] = [*(action for action in actions if action not in closing), *kept]
+                words = plan(
+                    namespaces,
+                    told,
+                    [os.path.join(folder, name) for folder in folders],
+                    restore_signals=signal.SIGPIPE in (options.get("setsigdef") or ()),
+                    close_from=min((first for _, first in closing), default=None),
+                )
                 command = [*child.command("labkit.network.enter", words, bare=True), *argv]
                 pid = original(sys.executable, command, env, **options)
                 os.close(told)

@@ -10,6 +10,7 @@ Source: setns(2), user_namespaces(7), ptrace(2) for PR_SET_DUMPABLE.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -71,6 +72,11 @@ def main() -> None:
         enter(plan["namespaces"])
         for descriptor in plan["namespaces"].values():
             os.set_inheritable(descriptor, False)
+        if plan["close_from"] is not None:
+            for number in map(int, os.listdir("/proc/self/fd")):
+                if number >= plan["close_from"]:
+                    with contextlib.suppress(OSError):  # that of the listing itself
+                        os.set_inheritable(number, False)
         become(plan)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which every Python process ignores
             signal.signal(number, signal.SIG_DFL if plan["restore_signals"] else signal.SIG_IGN)

@@ -52,8 +52,11 @@ def test_a_child_is_as_anywhere(lab: Lab, tmp_path: Path) -> None:
         child = subprocess.Popen(["sleep", "100"])
         child.terminate()
         assert child.wait(10) == -signal.SIGTERM
-        ignored = subprocess.check_output(["grep", "SigIgn", "/proc/self/status"])
-    assert ignored == subprocess.check_output(["grep", "SigIgn", "/proc/self/status"])
+    for look in (["grep", "SigIgn", "/proc/self/status"], ["ls", "/proc/self/fd"]):
+        for options in ({}, {"close_fds": False}, {"restore_signals": False}):
+            with lab.client:
+                seen = subprocess.check_output(look, **options)  # type: ignore[call-overload]
+            assert seen == subprocess.check_output(look, **options)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
