@@ -6,6 +6,7 @@ import asyncio
 import ssl
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,3 +219,29 @@ UNKNOWN_METHOD = frame(1, 1, struct.pack("!HH", 10, 99))
 )
 def test_what_is_something_else(data: bytes) -> None:
     assert {found.protocol for _, found in read((">", data), port=5672)} <= {"DATA", "HTTP"}
+
+
+ENDLESS: dict[str, Callable[[int], list[tuple[str, bytes | None]]]] = {
+    "ends of frames, and no frame": lambda n: [
+        (">", PUBLISH),
+        (">", None),
+        *((">", b"\xce\1" * 700) for _ in range(n)),
+    ],
+    "a body without an end": lambda n: [(">", PUBLISH + b"\3\0\1\0\xff\xff\xff"), *((">", b"x") for _ in range(n))],
+    "acknowledgments": lambda n: [("<", frame(1, 3, b"\0\x3c\0\x50" + bytes(9)) * 10) for _ in range(n)],
+}
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_the_work_for_a_byte_stays_the_same(kind: str) -> None:
+    """Eight times as much takes about eight times the processor's time, not 64."""
+
+    def cpu_s(said: list[tuple[str, bytes | None]]) -> float:
+        begin_s = time.process_time()
+        read(*said)
+        return time.process_time() - begin_s
+
+    few, many = ENDLESS[kind](15), ENDLESS[kind](120)
+    times = [(cpu_s(few), cpu_s(many)) for _ in range(3)]
+    assert min(all_s for _, all_s in times) < 24 * max(min(few_s for few_s, _ in times), 0.002)

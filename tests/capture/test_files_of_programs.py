@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,6 +166,26 @@ def test_text2pcap(tool: Require, tmp_path: Path, link_type: str, data: bytes, k
     (packet,) = Captured.open(file).messages
     assert packet.messages[0].data == b"hello"
     assert packet.transit.time_ns // 1000 == 1_700_000_000_123_456
+
+
+@pytest.mark.parametrize("header", ["LINUX_SLL", "LINUX_SLL2", "EN10MB"])
+def test_link_headers_of_dumpcap(require_program: Require, tmp_path: Path, header: str) -> None:
+    """Two datagrams by their own headers, seen by a host on all of its interfaces or on one."""
+    file, interface = tmp_path / "x.pcap", "eth0" if header == "EN10MB" else "any"
+    words = [require_program("dumpcap"), "-P", "-i", interface, "-y", header, "-a", "packets:2", "-w", str(file)]
+    with Lab(rtt_ms=2) as lab, lab.client.start(words) as dumpcap:
+        with lab.client.socket(kind=socket.SOCK_DGRAM) as ours, lab.server.socket(kind=socket.SOCK_DGRAM) as theirs:
+            theirs.bind(("", 9999))
+            theirs.settimeout(10)
+            wait_until(lambda: "File: " in dumpcap.stderr, what="the start of dumpcap")
+            ours.sendto(b"question", (lab.server.ip, 9999))
+            theirs.sendto(b"answer", theirs.recvfrom(100)[1])
+            assert dumpcap.wait() == 0
+        ends = [(lab.client.ip, lab.server.ip), (lab.server.ip, lab.client.ip)]
+    capture = Captured.open(file)
+    assert [(t.source, t.destination) for t in capture.transits] == ends
+    assert [m.data for p in capture.messages for m in p.messages] == [b"question", b"answer"]
+    assert interface == "eth0" or [frame.sent for frame in capture.frames] == [True, False]
 
 
 def test_names_that_wireshark_writes(https: Https, require_program: Require, tmp_path: Path) -> None:

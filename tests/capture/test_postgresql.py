@@ -7,6 +7,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -209,3 +210,29 @@ def test_messages_over_many_segments_and_cut_ones() -> None:
 )
 def test_what_is_something_else(data: bytes) -> None:
     assert {found.protocol for _, found in read((">", data), port=5432)} <= {"DATA", "HTTP"}
+
+
+READY = message(b"Z", b"I")
+ENDLESS: dict[str, Callable[[int], list[tuple[str, bytes | None]]]] = {
+    "rows": lambda n: [("<", READY), *(("<", message(b"D", bytes(10)) * 20) for _ in range(n))],
+    "a row without an end": lambda n: [("<", READY), ("<", b"D\0\x0f\xff\xff"), *(("<", b"x") for _ in range(n))],
+    "no message in any segment": lambda n: [
+        ("<", READY), ("<", None), *(("<", b"n\0\0\0\4" * 205 + b"\xff" * 9) for _ in range(n)),
+    ],
+    "statements": lambda n: [(">", message(b"Q", b"select 1, " * 100 + b"\0") * n)],
+}  # fmt: skip
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_the_work_for_a_byte_stays_the_same(kind: str) -> None:
+    """Eight times as much takes about eight times the processor's time, not 64."""
+
+    def cpu_s(said: list[tuple[str, bytes | None]]) -> float:
+        begin_s = time.process_time()
+        read(*said)
+        return time.process_time() - begin_s
+
+    few, many = ENDLESS[kind](15), ENDLESS[kind](120)
+    times = [(cpu_s(few), cpu_s(many)) for _ in range(3)]
+    assert min(all_s for _, all_s in times) < 24 * max(min(few_s for few_s, _ in times), 0.002)

@@ -101,8 +101,11 @@ class PostgreSQL(StreamProtocol):
     def recognise(cls, opening: Opening) -> Certainty:
         if opening.client_begins and _begins_connection(opening.client):
             return Certainty.SURE
-        if _in_the_middle(opening.client, from_client=True) or _in_the_middle(opening.server, from_client=False):
-            return Certainty.MAYBE
+        for data, from_client in ((opening.client, True), (opening.server, False)):
+            # On other ports a whole message is wanted: of 200,000 random segments 4 begin as if one did.
+            whole = opening.port == _PORT or 1 + int.from_bytes(data[1:5], "big") <= len(data)
+            if whole and _in_the_middle(data, from_client):
+                return Certainty.MAYBE
         return Certainty.NO
 
     def receive(self, side: Side) -> None:
