@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from labkit.network import children, environment, libraries, patches, sockets
+from labkit.network import children, environment, libraries, patches, pools, sockets
 
 LAYERS = (sockets.LAYER, environment.LAYER, children.LAYER)
-LATE = patches.Late({**children.LATE, **environment.LATE, **libraries.LATE})
+LATE = patches.Late({**children.LATE, **environment.LATE, **libraries.LATE, **pools.LATE})
 
 
 def install() -> None:

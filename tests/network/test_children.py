@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from labkit import Lab, NotAvailableHere
+from labkit import Lab, LabError, NotAvailableHere
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Processes = Callable[[object], dict[int, str]]
@@ -147,6 +147,30 @@ def test_multiprocessings_own_servers_are_on_no_host(lab: Lab, method: str) -> N
             assert pool.submit(name_of).result(20) == host.name
     tracker = resource_tracker._resource_tracker._pid  # type: ignore[attr-defined]
     assert os.readlink(f"/proc/{tracker}/ns/net") == os.readlink("/proc/self/ns/net")
+
+
+@pytest.mark.parametrize("kind", ["executor", "pool", "threads"])
+def test_a_pool_works_where_its_workers_are(lab: Lab, kind: str) -> None:
+    import multiprocessing.pool
+
+    def pool() -> Any:
+        if kind == "executor":
+            return concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+        return multiprocessing.pool.ThreadPool(1) if kind == "threads" else multiprocessing.get_context("fork").Pool(1)
+
+    def ask(pool: Any) -> str:
+        return str(pool.submit(name_of).result(20) if kind == "executor" else pool.apply(name_of))
+
+    with pool() as outside:
+        assert ask(outside) == socket.gethostname()
+        with lab.client:
+            with pytest.raises(LabError, match=r"workers on no host, and not on client: make one inside `with lab\.cl"):
+                ask(outside)
+            with pool() as inside:
+                assert ask(inside) == "client"
+                with lab.server, pytest.raises(LabError, match="workers on client, and not on server"):
+                    ask(inside)
+        assert ask(outside) == socket.gethostname()
 
 
 LEFT = """
