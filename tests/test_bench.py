@@ -50,7 +50,7 @@ def figures(require_program: Callable[[str], str]) -> Any:
     for program in ("wrk", "nginx", "haproxy", "rabbitmq-server"):
         require_program(program)
     command = [sys.executable, "-m", "labkit", "bench", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 

@@ -74,7 +74,7 @@ def test_race_as_a_picture(labkit: Any, tmp_path: Path, ending: str, magic: byte
         (["race", "--rtt-ms", "-1"], 1, "rtt_ms=-1.0: give a number from 0 to 60000 milliseconds"),
         (["race", "--rtt-ms", "nan"], 1, "rtt_ms=nan"),
         (["race", "--rtt-ms", "0"], 1, "rtt_ms=0: round trips are counted in units of the RTT"),
-        (["race", "--runs", "0"], 1, "runs=0: a whole number from 1"),
+        (["race", "--runs", "0"], 1, "runs=0: give a whole number from 1"),
         (["race", "--rtt-ms", "far"], 2, "argument --rtt-ms: invalid float value: 'far'"),
         (["race", "--plot", "race.doc"], 2, "argument --plot: 'race.doc': end it in .png, .svg, .pdf"),
         (["race", "--plot", "race"], 2, "argument --plot: 'race': end it in"),

@@ -13,6 +13,7 @@ import pytest
 
 from labkit import InvalidValue, Lab, Link
 from labkit.capture.headers import decode
+from labkit.waiting import wait_until
 
 Until = Callable[..., None]
 
@@ -31,9 +32,16 @@ def udp(lab: Lab, port: int = 9) -> Iterator[tuple[socket.socket, socket.socket]
 
 def numbers(lab: Lab, sender: socket.socket, receiver: socket.socket, count: int, size: int = 100) -> list[int]:
     """Send numbered datagrams, wait until the wire is quiet, return the numbers that arrived, in order."""
+    before = entered(lab)
     for number in range(count):
         sender.send(number.to_bytes(4, "big").ljust(size, b"."))
+    # On a busy machine the kernel hands them to the wire a while after it has taken them from the sender.
+    wait_until(lambda: entered(lab) >= before + count)
     return received(lab, receiver)
+
+
+def entered(lab: Lab) -> int:
+    return sum(ways["up"].frames + ways["up"].missed for ways in lab.wire.counts.values())
 
 
 def quiet(lab: Lab) -> None:
