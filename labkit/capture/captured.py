@@ -15,7 +15,7 @@ from labkit.capture.frames import Frame, Transit, pair_frames
 if TYPE_CHECKING:
     from labkit.capture.keylog import KeyLog
     from labkit.capture.ladder import Ladder
-    from labkit.capture.messages import Dissected
+    from labkit.capture.messages import Dissected, Flow
 
 
 class Result:
@@ -187,29 +187,55 @@ class Captured:
         """What each packet carries, TLS and QUIC decrypted with the session's own secrets."""
         return self._now().messages(self.secrets)
 
-    def table(self) -> str:
-        """The packets as a table of text, a line each."""
+    def table(
+        self,
+        hosts: Sequence[str] | None = None,
+        *,
+        connection: Flow | int | None = None,
+        stream: int | None = None,
+        between: tuple[float, float] | None = None,
+    ) -> str:
+        """The packets as a table of text, a line each. Arguments and errors as of ``ladder``."""
         from labkit.capture.ladder import table
+        from labkit.capture.narrowing import Choice
 
-        return table(self.messages) + self._holes()
+        checks.optional(checks.texts, "hosts", hosts, ["client", "server"])
+        choice = Choice(connection, stream, between, hosts, self.hosts.values())
+        return table(self.messages, choice) + self._holes()
 
-    def ladder(self, hosts: Sequence[str] | None = None, *, acks: bool = False) -> Ladder:
+    def ladder(
+        self,
+        hosts: Sequence[str] | None = None,
+        *,
+        acks: bool = False,
+        connection: Flow | int | None = None,
+        stream: int | None = None,
+        between: tuple[float, float] | None = None,
+    ) -> Ladder:
         """A time–sequence diagram: ``str()`` of it is text, a notebook shows it as a picture.
 
         Args:
-            hosts: names of the hosts from left to right, by default in the order in which the lab made them; of a file,
-                in which they send.
+            hosts: names of the hosts from left to right, and of no others; by default all, in the order in which the
+                lab made them; of a file, in which they send.
             acks: show packets that only acknowledge.
+            connection: only this one: a packet's ``flow``, or a port of either end.
+            stream: only packets with something of the stream of this ID, in protocols that have streams.
+            between: only what was sent or arrived between these two moments, milliseconds after the first packet.
+
+        Raises:
+            InvalidValue: a host, a connection or a stream that is not there, or a span without a packet.
         """
         from labkit.capture.ladder import build_ladder
+        from labkit.capture.narrowing import Choice
 
         checks.optional(checks.texts, "hosts", hosts, ["client", "server"])
         checks.flag("acks", acks)
+        choice = Choice(connection, stream, between, hosts, self.hosts.values())
         if hosts is None:
             hosts = list(dict.fromkeys(self.hosts.values())) or list(
                 dict.fromkeys(transit.source for transit in self.transits)
             )
-        ladder = build_ladder(self.messages, hosts, acks=acks)
+        ladder = build_ladder(self.messages, hosts, acks, choice)
         return replace(ladder, tier=self.tier, missing=self.dropped)
 
     def save(self, path: str | os.PathLike[str]) -> Path:

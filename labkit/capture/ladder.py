@@ -7,13 +7,20 @@ same rows elsewhere. ``table`` lists packets a line each. Everything here is pur
 from __future__ import annotations
 
 import textwrap
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from labkit.capture.messages import Dissected, Flow
+from labkit.capture.narrowing import EVERYTHING, Choice, narrow
 
 _WIDTH = 110
+MOST_LINES = 500  # rows of a ladder in text
+# When a wait is long: by the clock, and by the usual flight of a packet.
+LONG_MS, LONG_FLIGHTS = 60.0, 5
 # In the order that they come into use.
 _LEVELS = ("", "initial", "unknown", "early", "handshake", "application")
 _ENCRYPTED = _LEVELS[2:]  # everybody can compute the keys of "initial": it hides nothing
@@ -34,6 +41,7 @@ class Row:
         level: the last keys in use in it, as in ``Message.level``; "" = all in the clear.
         lost: whether the wire dropped it.
         retransmission: whether it repeats something.
+        role: "request", "response" or "data" where it carries one, whatever the protocol; else "".
     """
 
     number: int
@@ -46,6 +54,7 @@ class Row:
     level: str
     lost: bool
     retransmission: bool
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,7 @@ class Ladder:
         hidden: how many acknowledgments are left out.
         tier: tier of the lab that the packets crossed, "" where unknown.
         missing: frames that the kernel dropped from the capture.
+        left_out: how many packets were not chosen.
     """
 
     hosts: tuple[str, ...]
@@ -65,6 +75,15 @@ class Ladder:
     hidden: int
     tier: str = ""
     missing: int = 0
+    left_out: int = 0
+
+    @property
+    def waits(self) -> dict[float, float]:
+        """Where nothing was sent and nothing arrived for long: when that ended, and how long it was, milliseconds."""
+        flights = [row.received_ms - row.sent_ms for row in self.rows if row.received_ms is not None]
+        long_ms = max(LONG_MS, _usual(flights))
+        moments = sorted({ms for row in self.rows for ms in (row.sent_ms, row.received_ms) if ms is not None})
+        return {end: end - begin for begin, end in pairwise(moments) if end - begin > long_ms}
 
     def __str__(self) -> str:
         return _draw(self)
@@ -76,7 +95,21 @@ class Ladder:
         return plot_ladder(self)._repr_mimebundle_(**options)
 
 
-def build_ladder(packets: Sequence[Dissected], hosts: Sequence[str], acks: bool = False) -> Ladder:
+def _usual(flights: list[float]) -> float:
+    """A wait is long by the packets' usual flight: one that was held back makes none of them short."""
+    return LONG_FLIGHTS * sorted(flights)[len(flights) // 2] if flights else 0.0
+
+
+def in_words(milliseconds: float) -> str:
+    """How long a wait was: "1.03 seconds pass"."""
+    if milliseconds < 999.5:
+        return f"{milliseconds:.0f} milliseconds pass"
+    return f"{milliseconds / 1000:.3g} seconds pass"
+
+
+def build_ladder(
+    packets: Sequence[Dissected], hosts: Sequence[str], acks: bool = False, choice: Choice = EVERYTHING
+) -> Ladder:
     """Choose what a ladder shows.
 
     Args:
@@ -85,13 +118,18 @@ def build_ladder(packets: Sequence[Dissected], hosts: Sequence[str], acks: bool 
             packet are left out.
         acks: show packets that only acknowledge. The one that answers the SYN-ACK is always there: it is the
             third step of TCP's handshake.
+        choice: which packets. Times count from the first of all.
+
+    Raises:
+        InvalidValue: a connection, stream, span or host that is not there.
     """
     names = _host_names(packets)
+    chosen = narrow(packets, choice, partial(_ends, names))
     start_ns = min((packet.transit.time_ns for packet in packets), default=0)
     rows: list[Row] = []
     shown: set[int | None] = set()
     opening: set[Flow] = set()  # connections whose client has not answered the SYN-ACK yet
-    for packet in packets:
+    for packet in chosen:
         if acks or packet.flow in opening or not packet.bare_ack or packet.before in shown:
             rows.append(_row(packet, names, start_ns))
             shown.add(packet.index)
@@ -102,15 +140,21 @@ def build_ladder(packets: Sequence[Dissected], hosts: Sequence[str], acks: bool 
     seen = [name for row in rows for name in (row.source, row.destination)]
     columns = [host for host in hosts if host in seen]
     columns += sorted(set(seen) - set(columns))
-    return Ladder(tuple(columns), tuple(rows), len(packets) - len(rows))
+    return Ladder(tuple(columns), tuple(rows), len(chosen) - len(rows), left_out=len(packets) - len(chosen))
 
 
-def table(packets: Sequence[Dissected]) -> str:
-    """List the packets, a line each: number, time, from → to, protocol, payload bytes, what it carries."""
+def table(packets: Sequence[Dissected], choice: Choice = EVERYTHING) -> str:
+    """List the packets, a line each: number, time, from → to, protocol, payload bytes, what it carries.
+
+    Args:
+        packets: from ``dissect``.
+        choice, and what is raised: as in ``build_ladder``.
+    """
     names = _host_names(packets)
+    chosen = narrow(packets, choice, partial(_ends, names))
     start_ns = min((packet.transit.time_ns for packet in packets), default=0)
     lines = [("no.", "ms", "from → to", "protocol", "payload", "what")]
-    for packet in packets:
+    for packet in chosen:
         row = _row(packet, names, start_ns)
         protocol = _protocol(packet)
         what = ("again: " if row.retransmission else "") + packet.what + (" (lost)" if row.lost else "")
@@ -156,7 +200,8 @@ def _endpoints(packet: Dissected) -> tuple[_Endpoint, _Endpoint]:
 
 def _row(packet: Dissected, names: dict[_Endpoint, str], start_ns: int) -> Row:
     transit = packet.transit
-    source, destination = _endpoints(packet)
+    ends = _ends(names, packet)
+    roles = {message.role for message in packet.messages}
     received_ms = None if transit.received_ns is None else (transit.received_ns - start_ns) / 1e6
     levels = [message.level for message in packet.messages]
     label = tuple(packet.parts)
@@ -166,13 +211,23 @@ def _row(packet: Dissected, names: dict[_Endpoint, str], start_ns: int) -> Row:
         number=packet.index + 1,
         sent_ms=(transit.time_ns - start_ns) / 1e6,
         received_ms=received_ms,
-        source=transit.source or names.get(source, source[0]) or "?",
-        destination=transit.destination or names.get(destination, destination[0]) or "?",
+        source=ends[0],
+        destination=ends[1],
         label=label,
         kind=_kind(packet),
         level=max(levels, key=_LEVELS.index, default=""),
         lost=packet.lost,
         retransmission=packet.retransmission,
+        role=next((role for role in ("request", "response", "data") if role in roles), ""),
+    )
+
+
+def _ends(names: dict[_Endpoint, str], packet: Dissected) -> tuple[str, str]:
+    """The hosts that sent and got it, or their addresses."""
+    source, destination = _endpoints(packet)
+    return (
+        packet.transit.source or names.get(source, source[0]) or "?",
+        packet.transit.destination or names.get(destination, destination[0]) or "?",
     )
 
 
@@ -202,17 +257,35 @@ def _draw(ladder: Ladder) -> str:
         heading[begin : begin + len(name)] = name
     heading[0:9], heading[-9:] = "  sent ms", "  arrival"
     lines = ["".join(heading).rstrip()]
-    for row in ladder.rows:
+    rows, waits = ladder.rows[:MOST_LINES], deque(ladder.waits.items())
+    for row in rows:
+        while waits and waits[0][0] <= row.sent_ms:
+            lines.append(_draw_wait(waits.popleft()[1], places))
         lines += _draw_row(row, places)
-    styles = {"=" if row.level in _ENCRYPTED else "-" for row in ladder.rows}
+    styles = {"=" if row.level in _ENCRYPTED else "-" for row in rows}
     legend = [text for sign, text in (("-", "--- in the clear"), ("=", "=== encrypted")) if sign in styles]
     if any(row.lost for row in ladder.rows):
         legend.append("X lost on the wire")
     if ladder.hidden:
         legend.append(f"{ladder.hidden} acknowledgment{'' if ladder.hidden == 1 else 's'} not shown")
+    if ladder.left_out:
+        legend.append(f"{ladder.left_out} packets not chosen")
     if ladder.missing:
         legend.append(f"{ladder.missing} frames MISSING: the kernel had no room for them")
+    if len(rows) < len(ladder.rows):
+        legend.append(f"the first {len(rows)} of {len(ladder.rows)} packets: choose by connection, stream, between")
     return "\n".join([*lines, " " * 10 + "   ".join(legend)])
+
+
+def _draw_wait(milliseconds: float, places: dict[str, int]) -> str:
+    canvas = [" "] * _WIDTH
+    for place in places.values():
+        canvas[place] = ":"
+    text = f" {in_words(milliseconds)} "
+    first, *others = sorted(places.values())
+    begin = first + 2 if not others else (first + others[0] - len(text)) // 2
+    canvas[begin : begin + len(text)] = text
+    return "".join(canvas).rstrip()
 
 
 def _draw_row(row: Row, places: dict[str, int]) -> list[str]:
@@ -220,22 +293,28 @@ def _draw_row(row: Row, places: dict[str, int]) -> list[str]:
     rightwards = places[row.source] < places[row.destination]
     if begin == end:  # a host that talks to itself
         end = begin + 20
+    passed = [place for place in places.values() if begin < place < end]
     span = end - begin - 1
+    # A label stands in one gap, the sender's, so that it hides no host that the packet passes by.
+    room = min((abs(place - places[row.source]) for place in passed), default=end - begin) - 1
     words = (" + " if row.kind == "quic" else ", ").join(row.label)
     # Break lines between messages only: "STREAM 0" and "GET / HTTP/1.1" stay together.
     words = words.replace(" ", "\xa0").replace(",\xa0", ", ").replace("\xa0+\xa0", " + ")
-    lines_of_text = textwrap.wrap(words, max(span - 8, 12), break_on_hyphens=False) or [""]
+    lines_of_text = textwrap.wrap(words, max(room - 8, 12), break_on_hyphens=False) or [""]
     shown = [line.replace("\xa0", " ") for line in lines_of_text]
     lines = []
     for number, text in enumerate(shown):
         canvas = [" "] * _WIDTH
         for place in places.values():
             canvas[place] = "|"
+        here = max(room, len(text) + 2)
         if number < len(shown) - 1:
-            inside = f"{text:^{span}}"
+            inside = f"{text:^{here}}"
+            inside = f"{inside:<{span}}" if rightwards else f"{inside:>{span}}"
         else:
             sign = "=" if row.level in _ENCRYPTED else "-"
-            inside = f"{f' {text} ':{sign}^{span}}"
+            inside = f"{f' {text} ':{sign}^{here}}"
+            inside = f"{inside:{sign}<{span}}" if rightwards else f"{inside:{sign}>{span}}"
             reach = min((span + len(text)) // 2 + 3, span - 1) if row.lost else span - 1
             end_sign, rest = ("X", " " * (span - reach - 1)) if row.lost else (">" if rightwards else "<", "")
             inside = inside[:reach] + end_sign + rest if rightwards else rest + end_sign + inside[-reach:]
@@ -243,5 +322,8 @@ def _draw_row(row: Row, places: dict[str, int]) -> list[str]:
             if row.received_ms is not None:
                 canvas[-9:] = f"{row.received_ms:9.2f}"
         canvas[begin + 1 : end] = inside[:span]
+        for place in passed:
+            if canvas[place] in "-= ":
+                canvas[place] = "|"
         lines.append("".join(canvas).rstrip())
     return lines

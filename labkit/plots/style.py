@@ -25,6 +25,7 @@ COLOURS = {
     "tls": ORANGE,
     "quic": SKY,
     "request": BLUE,
+    "response": PURPLE,
     "http": BLUE,
     "data": GREEN,
 }

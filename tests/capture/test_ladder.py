@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from labkit.capture.dissect import dissect
 from labkit.capture.ladder import build_ladder, table
+from labkit.capture.narrowing import Choice
+from labkit.errors import InvalidValue
 
 
 def ladder_of(recording, **options):
@@ -67,7 +71,7 @@ def test_text_fits_and_is_aligned(record, scenario):
     assert "server" in lines[0]
     left, right = lines[1].index("|"), lines[1].rindex("|")
     for line in lines[1:-1]:
-        assert line[left] == line[right] == "|"
+        assert line[left] == line[right] and line[left] in "|:"  # a break in a long wait
 
 
 def test_text(record):
@@ -146,3 +150,40 @@ def test_table(record):
     assert all(" TLS " in line for line in hellos)
     column = heading.index("what")
     assert lines[0][column:] == "SYN"
+
+
+def test_a_capture_is_narrowed(record):
+    """To a connection, a stream, a span of time, some hosts: the numbers and times stay those of the whole."""
+    packets = record("quic").packets
+    whole = build_ladder(packets, ["client", "server"])
+    flow = packets[0].flow
+    for connection in (flow, flow.server_port, flow.client_port):
+        assert build_ladder(packets, [], choice=Choice(connection=connection)).left_out == 0
+    first, last = whole.rows[1].sent_ms, whole.rows[3].sent_ms
+    some = build_ladder(packets, ["client", "server"], acks=True, choice=Choice(between=(first, last)))
+    assert some.left_out > 0
+    assert {row.number for row in some.rows} >= {row.number for row in whole.rows[1:4]}
+    assert all(row.sent_ms == {r.number: r for r in whole.rows}.get(row.number, row).sent_ms for row in some.rows)
+    assert f"{some.left_out} packets not chosen" in str(some)
+    streams = {message.stream for packet in packets for message in packet.messages} - {None}
+    of_one = build_ladder(packets, [], choice=Choice(stream=0))
+    assert streams and 0 < len(of_one.rows) < len(whole.rows)
+    assert table(packets, Choice(stream=0)).count("\n") == len(of_one.rows) + of_one.hidden
+    assert len(build_ladder(packets, [], choice=Choice(hosts=["client", "server"])).rows) == len(whole.rows)
+    assert build_ladder(packets, [], choice=Choice(hosts=["client"])).rows == ()
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        (Choice(connection=1), "connection=1: give a port or a flow; there is "),
+        (Choice(stream=77), "stream=77: there is 0"),
+        (Choice(stream=True), "stream=True: there is 0"),
+        (Choice(between=(1e6, 2e6)), "between=(1000000.0, 2000000.0): no packet then; the last was sent after"),
+        (Choice(between=5), "between=5: give two moments in milliseconds"),
+        (Choice(hosts=["nobody"]), "hosts=['nobody']: no 'nobody' here, there is client, server"),
+    ],
+)
+def test_what_is_not_there_cannot_be_chosen(record, choice, said):
+    with pytest.raises(InvalidValue, match=re.escape(said)):
+        build_ladder(record("quic").packets, [], choice=choice)
