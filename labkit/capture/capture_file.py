@@ -10,6 +10,7 @@ Source of classic pcap: draft-ietf-opsawg-pcap.
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import struct
 import zlib
@@ -21,6 +22,7 @@ from labkit.capture.pcapng_blocks import SECTION, read_blocks
 from labkit.errors import InvalidValue
 
 _GZIP = b"\x1f\x8b"
+MOST_DECOMPRESSED = 2**30
 _COMPRESSED = {b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4", b"\xfd7zX": "xz", b"BZh": "bzip2"}
 _PCAP_MAGIC = {0xA1B2C3D4: 10**6, 0xA1B23C4D: 10**9}  # how many units of a time stamp's fraction a second has
 
@@ -41,9 +43,15 @@ def read_file(path: str | os.PathLike[str]) -> CaptureFile:
     if content.startswith(_GZIP):
         where = "decompressed byte"
         try:
-            content = gzip.decompress(content)
+            with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+                content = file.read(MOST_DECOMPRESSED + 1)
         except (OSError, EOFError, zlib.error) as exc:
             raise InvalidValue(f"{name!r}: the gzip data in it is damaged or was cut ({exc}): copy it again") from exc
+        if len(content) > MOST_DECOMPRESSED:
+            raise InvalidValue(
+                f"{name!r} has more than {MOST_DECOMPRESSED:,} bytes when it is decompressed, too many at once: "
+                "decompress it, and split it by `editcap -c 100000`"
+            )
     try:
         return _parse(content)
     except Damaged as exc:

@@ -30,6 +30,7 @@ from blocks import (
 )  # fmt: skip
 
 from labkit import Captured, InvalidValue
+from labkit.capture import capture_file
 from labkit.capture.frames import Frame
 from labkit.capture.pcapng import read_pcapng, write_pcapng
 from labkit.network.tiers import origin
@@ -334,6 +335,13 @@ AT = len(section() + interface())
 def test_damage_is_told_by_file_and_offset(opened: Open, content: bytes, words: str) -> None:
     with pytest.raises(InvalidValue, match=f"x.pcapng.*{words}"):
         opened(content)
+
+
+def test_a_file_that_grows_without_end_is_refused(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_file, "MOST_DECOMPRESSED", len(SOUND))
+    assert len(opened(gzip.compress(SOUND)).frames) == 1
+    with pytest.raises(InvalidValue, match="bytes decompressed"):
+        opened(gzip.compress(SOUND + packet("<", 2, FRAME)))
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
