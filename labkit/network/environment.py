@@ -23,6 +23,14 @@ COLOURED = ("FORCE_COLOR", "CLICOLOR_FORCE")
 ELSEWHERE = frozenset(
     ("PGHOST", "PGHOSTADDR", "PGPORT", "PGSERVICE", "PGSERVICEFILE", "HOSTALIASES", "LOCALDOMAIN", "RES_OPTIONS")
 )
+# Where servers and tools of administration are, which Debian leaves out of an ordinary user's PATH (FHS 3.0, 4.10).
+SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+
+
+def search_path() -> str:
+    """The machine's PATH, and behind it the folders that it may lack."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join([*folders, *(folder for folder in SYSTEM_FOLDERS if folder not in folders)])
 
 
 def stays_outside(name: str) -> bool:
@@ -46,7 +54,7 @@ def configuration(directory: Path) -> dict[str, str]:
 def of_programs(lab: Mapping[str, str], more: Mapping[str, str]) -> dict[str, str]:
     """What a program on a host gets: the machine's, the lab's, and what was asked for."""
     machine = {name: value for name, value in os.environ.items() if not stays_outside(name) and name not in COLOURED}
-    return {**machine, **lab, **more}
+    return {**machine, "PATH": search_path(), **lab, **more}
 
 
 def move_in() -> None:

@@ -12,7 +12,6 @@ chain), ``key.pem``, ``both.pem`` (key and certificate in one file), ``authority
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -21,10 +20,9 @@ from typing import Any, cast
 
 from labkit.errors import InvalidValue
 from labkit.network.engine import SocketAddress
+from labkit.network.environment import search_path
 from labkit.network.host import Host
 
-# Where servers of other people are, which is not on an ordinary user's PATH (Debian policy manual, 9.1; FHS 3.0, 4.10).
-SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 TLS_FILES = ("certificate.pem", "key.pem", "both.pem", "authority.pem", "keylog.txt")
 # How people write an address: server.lab:80, server.lab@53 (Unbound), and Envoy's pair of fields.
 _FORMS = (
@@ -35,7 +33,7 @@ _FORMS = (
 
 def find_program(program: str) -> str | None:
     """The path of a program, also of one that only root has on PATH; None where there is none."""
-    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS]))
+    return shutil.which(program, path=search_path())
 
 
 def own_ports(host: Host, texts: Iterable[str]) -> list[int]:

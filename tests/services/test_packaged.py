@@ -77,11 +77,16 @@ def test_what_comes_from_pypi_is_an_extra_and_nothing_imports_it() -> None:
     assert subprocess.check_output([sys.executable, "-c", source], text=True) == "True True set()\n"
 
 
-def test_programs_in_sbin_are_found_without_them_on_path(require_program: Require, monkeypatch: Any) -> None:
+def test_programs_in_sbin_are_found_without_them_on_path(
+    kernel: Lab, require_program: Require, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = require_program("nginx")
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     assert Nginx.path() == path
     assert Nginx.available()
+    assert "nginx version" in kernel.server.run(["nginx", "-v"]).check().stderr
+    with pytest.raises(ProgramNotFound):
+        kernel.server.run(["nginx", "-v"], env={"PATH": "/usr/bin:/bin"})
 
 
 @pytest.mark.parametrize("kind", [Nginx, HAProxy])
