@@ -53,6 +53,8 @@ def enter_namespace() -> None:
     # No tail loss probes (RFC 8985): over loopback they come after 2 ms, so that a busy machine repeats what was not
     # lost; and of several segments that were lost they repeat the last one first.
     Path("/proc/sys/net/ipv4/tcp_early_retrans").write_text("0")
+    # Wireshark knows many of the other ports by name, and takes a client's port for such a protocol's now and then.
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("61000 64999")
 
 
 class Recorder:
