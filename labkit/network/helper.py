@@ -171,24 +171,25 @@ class Helper:
         number, name, device = request["number"], request["name"], request["device"]
         wire_side = f"wire{number}"
         ip6 = request["ip6"] if self.ipv6 else ""
-        with RouteSocket() as route:
-            route.add_veth(wire_side, mac(number, 1), device, mac(number, 0), self.hosts[name].namespace)
+        with RouteSocket() as here:
+            here.add_veth(wire_side, mac(number, 1), device, mac(number, 0), self.hosts[name].namespace)
             index = socket.if_nametoindex(wire_side)
             if ip6:
-                route.no_link_local(index)
-            route.set_flags(index, IFF_UP, IFF_UP)
-        turn_offloads_off(wire_side)
-        with self.on(name), RouteSocket() as route:
-            turn_offloads_off(device)
-            device_index = socket.if_nametoindex(device)
-            if ip6:
-                route.no_link_local(device_index)
-            # All neighbours are known. With NOARP the kernel asks for none and joins no multicast group, so no
-            # ARP, neighbour solicitation or MLD report ever stands between the packets of a lesson.
-            route.set_flags(device_index, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP)
-            route.add_address(device_index, request["ip"], request["bits"])
-            if ip6:
-                route.add_address(device_index, ip6, PREFIX6)
+                here.no_link_local(index)
+            here.set_flags(index, IFF_UP, IFF_UP)
+            turn_offloads_off(wire_side)
+            with self.on(name), RouteSocket() as route:
+                turn_offloads_off(device)
+                device_index = socket.if_nametoindex(device)
+                if ip6:
+                    route.no_link_local(device_index)
+                # All neighbours are known. With NOARP the kernel asks for none and joins no multicast group, so no
+                # ARP, neighbour solicitation or MLD report ever stands between the packets of a lesson.
+                route.set_flags(device_index, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP)
+                route.add_address(device_index, request["ip"], request["bits"])
+                if ip6:
+                    route.add_address(device_index, ip6, PREFIX6)
+            here.wait_until_up(index)  # else the wire's first frames for this host may be dropped, unseen
         addresses = tuple(filter(None, (request["ip"], ip6)))
         new = Interface(number, device_index, name, request["subnet"], addresses)
         for other in self.interfaces:

@@ -154,6 +154,8 @@ def set_up(route: RouteSocket, public: str, bits: int, outside: str, index: int,
             here = socket.if_nametoindex(name)
             route.set_flags(here, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP | IFF_MULTICAST)
     nat0 = socket.if_nametoindex("nat0")
+    for name in ("nat0", "nat1"):
+        route.wait_until_up(socket.if_nametoindex(name))
     route.set_mtu(nat0, mtu)
     quiet = {IPV4_DEVCONF_RP_FILTER: 0, IPV4_DEVCONF_SEND_REDIRECTS: 0}
     route.configure_ipv4(nat0, {IPV4_DEVCONF_FORWARDING: 1, **quiet})

@@ -7,12 +7,15 @@ Sources: rtnetlink(7), veth(4), linux/if_link.h, linux/ip.h, linux/ethtool.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator, Mapping
 
+RTM_GETLINK, LINK_HEADER_BYTES, IFLA_OPERSTATE, IF_OPER_UP, UP_S = 18, 16, 16, b"\6", 10.0
 RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWNEIGH = 16, 20, 21, 28
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_DUMP, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x300, 0x400
 NLMSG_ERROR, NLMSG_DONE, HEADER_BYTES = 2, 3, 16
@@ -118,6 +121,24 @@ class RouteSocket:
     def set_flags(self, index: int, flags: int, change: int) -> None:
         """Set the interface flags named in `change` to `flags`."""
         self.request(RTM_NEWLINK, 0, link_header(index, flags, change))
+
+    def wait_until_up(self, index: int) -> None:
+        """Wait until the kernel sends on an interface whose other end came up after it.
+
+        Until then it drops every frame and says nothing: a worker of the kernel's has to see the carrier first, which
+        takes up to 20 ms on a busy machine. Asked about one link, newer kernels (6.18 for one) do that work at once.
+
+        Raises:
+            OSError: ETIMEDOUT. Source: net/core/link_watch.c, rtnl_getlink() in net/core/rtnetlink.c.
+        """
+        deadline = time.monotonic() + UP_S
+        while True:
+            (answer,) = self.ask(RTM_GETLINK, link_header(index))
+            if attributes(answer[LINK_HEADER_BYTES:]).get(IFLA_OPERSTATE, b"")[:1] == IF_OPER_UP:
+                return
+            if time.monotonic() > deadline:
+                raise OSError(errno.ETIMEDOUT, f"interface {index} did not come up in {UP_S:g} s")
+            time.sleep(0.0005)
 
     def no_link_local(self, index: int) -> None:
         """No fe80:: address, hence no router solicitation when the link comes up."""

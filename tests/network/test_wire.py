@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -481,3 +483,37 @@ def test_an_idle_wire_is_silent() -> None:
         finally:
             ring.close()
         assert all(counts.frames == 0 for ways in lab.wire.counts.values() for counts in ways.values())
+
+
+PAIRS = """
+import os, socket
+from labkit.network.netlink import IFF_NOARP, IFF_UP, RouteSocket
+here = os.open("/proc/self/ns/net", os.O_RDONLY)
+# Opened before: binding one waits long enough for the kernel to be done.
+receiver = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
+receiver.settimeout(0.2)
+sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+arrived = 0
+with RouteSocket() as route:
+    for number in range(10):
+        names = f"one{number}", f"two{number}"
+        route.add_veth(names[0], bytes([2, 0, 0, 1, 0, number]), names[1], bytes([2, 0, 0, 1, 1, number]), here)
+        one, two = map(socket.if_nametoindex, names)
+        for index in (one, two):
+            route.set_flags(index, IFF_UP | IFF_NOARP, IFF_UP | IFF_NOARP)
+        route.wait_until_up(one)
+        sender.sendto(bytes([255] * 6 + [2, 0, 0, 1, 0, number]) + b"\\x88\\xb5" + bytes(46), (names[0], 0))
+        try:
+            while receiver.recvfrom(100)[1][2] == socket.PACKET_OUTGOING:
+                pass
+            arrived += 1
+        except TimeoutError:
+            pass
+print(arrived)
+"""
+
+
+def test_an_interface_that_is_waited_for_drops_no_frame(lab: Lab) -> None:
+    """One end of a veth pair comes up before the other, and until a worker of the kernel's has seen that it drops."""
+    done = lab.client.run([sys.executable, "-c", PAIRS], env={"PYTHONPATH": str(Path(__file__).parents[2])})
+    assert done.check().stdout == "10\n"
