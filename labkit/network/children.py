@@ -93,6 +93,9 @@ def settled(host: OnHost | None = None) -> bool:
 def _over(host: OnHost) -> Iterator[None]:
     """In a process that was forked onto a host: what this thread starts in this block is on another one."""
 
+    if settled(host):  # who closes all descriptors between fork and exec has none of a namespace either
+        yield
+        return
     from labkit.network.namespaces import CLONE_NEWNET, CLONE_NEWUTS, setns  # ctypes: when it is needed
 
     kinds = {"net": CLONE_NEWNET, "uts": CLONE_NEWUTS}
@@ -281,9 +284,10 @@ def _exec(original: Callable[..., Any]) -> Callable[..., Any]:
         if host is None:
             return original(path, *arguments)
         if settled():
-            from labkit.network.enter import enter
+            if not settled(host):
+                from labkit.network.enter import enter
 
-            enter(host.namespaces())
+                enter(host.namespaces())
             return original(path, *arguments)
         program = path if isinstance(path, int) else os.fsdecode(path)
         words = (

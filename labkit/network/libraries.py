@@ -66,9 +66,14 @@ def _curl(*_: Any, **__: Any) -> Any:
 def _uvloop(self: Any, *arguments: Any, **options: Any) -> Any:
     if options.get("sock") is not None:
         return None
-    return tuple(each for each in (options.get("host"), options.get("port"), *arguments[1:3]) if each is not None)
+    named = [options.get(name) for name in ("host", "port", "remote_addr", "local_addr")]
+    return [each for each in (*named, *arguments) if isinstance(each, (str, bytes, int, tuple))]
 
 
+_LOOP_METHODS = (
+    *("create_connection", "create_server", "create_datagram_endpoint", "getaddrinfo", "getnameinfo"),
+    *("subprocess_exec", "subprocess_shell"),
+)
 _GRPC, _ZMQ, _UVLOOP = _refused("grpcio", _grpc), _refused("pyzmq", _zmq), _refused("uvloop", _uvloop)
 
 LATE: LateLayers = {
@@ -78,6 +83,6 @@ LATE: LateLayers = {
     "grpc.aio._server": [("Server", "add_insecure_port", _GRPC), ("Server", "add_secure_port", _GRPC)],
     "psycopg.generators": [("", "connect", _refused("psycopg (libpq)", _libpq))],
     "pycurl": [("", "Curl", _refused("pycurl", _curl)), ("", "CurlMulti", _refused("pycurl", _curl))],
-    "uvloop": [("Loop", name, _UVLOOP) for name in ("create_connection", "create_server", "create_datagram_endpoint")],
+    "uvloop": [("Loop", name, _UVLOOP) for name in _LOOP_METHODS],
     "zmq.sugar.socket": [("Socket", "connect", _ZMQ), ("Socket", "bind", _ZMQ)],
 }

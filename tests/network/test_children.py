@@ -109,6 +109,21 @@ def test_threads_and_tasks_do_not_mix(lab: Lab) -> None:
     assert name_of() == socket.gethostname() not in lab.hosts
 
 
+def test_one_that_closes_all_descriptors_is_on_the_host(lab: Lab) -> None:
+    """As pexpect does between fork and exec, by which IPython runs ``!program``."""
+    read, write = os.pipe()
+    with lab.client:
+        child = os.fork()
+        if child == 0:
+            os.dup2(write, 1)
+            os.closerange(3, 1024)
+            os.execvp("hostname", ["hostname"])
+    os.waitpid(child, 0)
+    os.close(write)
+    with open(read) as file:
+        assert file.read() == "client\n"
+
+
 def test_a_forked_process_goes_from_host_to_host(lab: Lab) -> None:
     read, write = os.pipe()
     with lab.client:
