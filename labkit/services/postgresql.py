@@ -44,8 +44,8 @@ class PostgreSQL(Packaged):
     user = database = "postgres"
 
     def __init__(self, host: Host, configuration: str = "", *, port: int = 5432, **others: Any) -> None:
+        self._folder = Path(self.found(host)).parent
         checks.text("configuration", configuration, "shared_buffers = 16MB")
-        self._folder = Path(self.found()).parent
         checks.port("port", port)
         on_loopback = host.engine.tier == LOOPBACK
         self._prefix = list(NOT_ROOT) if os.geteuid() == 0 else []

@@ -55,9 +55,9 @@ class RabbitMQ(Packaged):
     user = "guest"
 
     def __init__(self, host: Host, configuration: str = "", *, port: int = AMQP_PORT, **others: Any) -> None:
+        server = self.found(host)
         checks.text("configuration", configuration, "heartbeat = 5")
         checks.whole("port", port, AMQP_PORT - EPMD_PORT + 1, 65535 - (DISTRIBUTION_PORT - AMQP_PORT))
-        server = self.found()
         self.password = secrets.token_hex(8) if host.engine.tier == LOOPBACK else "guest"
         others = {"patience_s": 10.0, **others}
         self._epmd_port = port + EPMD_PORT - AMQP_PORT

@@ -85,7 +85,7 @@ class Service:
         patience_s: float = 5.0,
         background: bool = False,
     ) -> None:
-        self.host = host
+        self.host = checks.instance("host", host, Host, "a host of the lab, for instance lab.server")
         self.closed = False
         args = checks.texts("args", args, WORDS)
         if not args:
@@ -97,6 +97,10 @@ class Service:
         checks.number("timeout_s", timeout_s, 0.001, unit="s")
         checks.number("patience_s", patience_s, 0.001, unit="s")
         checks.flag("background", background)
+        checks.whole("stop", stop, 1, signal.NSIG - 1)
+        checks.optional(checks.text, "name", name, "broker")
+        if isinstance(ports, (str, bytes)) or not isinstance(ports, Iterable):
+            raise checks.wrong("ports", ports, "give a list of ports, for instance [8080]")
         self._words = in_words(ready)  # raises InvalidValue
         texts = [*args, *env.values(), *files.values()]
         wanted = [*ports, *configuration.own_ports(host, texts)]

@@ -68,12 +68,12 @@ class Unbound(Packaged):
     def __init__(
         self, host: Host, records: Sequence[str] = (), *, configuration: str | None = None, **others: Any
     ) -> None:
+        self._program = self.found(host)
         checks.texts("records", records, "www IN CNAME server")
         names = [f"{each.name} IN A {each.ip}" for each in host.lab.hosts.values()]
         self._zone = ZONE.format(host=host.fqdn) + "\n".join([*names, *records]) + "\n"
         self._configuration = CONFIGURATION.format(host=host.fqdn) if configuration is None else configuration
         ports = self.ports_in(host, self._configuration)
-        self._program = self.found()
         super().__init__(host, [self._program, "-d", "-c", "unbound.conf"], ready=ports[0], ports=ports, **others)
 
     def _prepare(self) -> None:

@@ -66,6 +66,14 @@ def test_what_is_not_installed_is_named_with_the_command_that_brings_it(
             kind(kernel.server)  # type: ignore[call-arg]
 
 
+def test_a_host_is_no_name(require_program: Require) -> None:
+    for program in ("nginx", "haproxy", "rabbitmq-server", "unbound"):
+        require_program(program)
+    for kind in PACKAGED.values():
+        with pytest.raises(InvalidValue, match="host='server': give a host of the lab"):
+            kind("server")  # type: ignore[call-arg, arg-type]
+
+
 def test_what_comes_from_pypi_is_an_extra_and_nothing_imports_it() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = project["optional-dependencies"]["services"]

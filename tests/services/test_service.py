@@ -241,6 +241,9 @@ BAD: dict[str, dict[str, Any]] = {
     "files=.a.: give a dictionary": {"files": "a"},
     "value of 'PORT' is no text": {"env": {"PORT": 80}},
     "background=1: give True or False": {"background": 1},
+    "stop='TERM': give a whole number": {"stop": "TERM"},
+    "name=5: give a text": {"name": 5},
+    "ports=80: give a list of ports": {"ports": 80},
 }
 
 
@@ -251,6 +254,11 @@ def test_arguments_that_cannot_be(shared: Lab, processes_of: Processes, message:
         Service(shared.server, **{"args": ["sleep", "100"], "ready": 80, **BAD[message]})
     assert processes_of(shared.directory) == before
     assert sorted(shared.directory.iterdir()) == directories
+
+
+def test_a_host_is_no_name() -> None:
+    with pytest.raises(InvalidValue, match="host='server': give a host of the lab"):
+        Service("server", ["sleep", "1"], ready=80)  # type: ignore[arg-type]
 
 
 def test_a_program_that_is_missing(shared: Lab) -> None:
