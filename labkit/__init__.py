@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from labkit.errors import NameTaken as NameTaken
     from labkit.errors import NotAvailableHere as NotAvailableHere
     from labkit.errors import NotReady as NotReady
+    from labkit.errors import OutsideTheLab as OutsideTheLab
     from labkit.errors import ProgramNotFound as ProgramNotFound
     from labkit.lab import Lab as Lab
     from labkit.network.host import Host as Host
@@ -50,6 +51,7 @@ _HOME = {
     "NameTaken": "labkit.errors",
     "NotAvailableHere": "labkit.errors",
     "NotReady": "labkit.errors",
+    "OutsideTheLab": "labkit.errors",
     "ProgramNotFound": "labkit.errors",
     "Rule": "labkit.network.link",
     "doctor": "labkit.doctor",

@@ -8,6 +8,7 @@
     ├── NotAvailableHere                 the lab is there, but its tier cannot do this
     ├── LabClosed                        the lab (or server, or capture) was closed before
     ├── NameTaken                        a host, server or port that is there already
+    ├── OutsideTheLab                    inside `with host:` something would have used the machine's own network
     ├── ProgramNotFound                  host.run / host.start of something that is not on PATH
     ├── NotReady                         something did not become ready before its deadline
     └── MeasurementFailed                a measurement ran and its packets do not support a result
@@ -44,6 +45,10 @@ class LabClosed(LabError):
 
 class NameTaken(LabError):
     """A host, server or port of this name is there already."""
+
+
+class OutsideTheLab(LabError):
+    """Inside ``with host:`` something would have used this machine's own network. Nothing was opened or started."""
 
 
 class ProgramNotFound(LabError):

@@ -11,14 +11,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.errors import OutsideTheLab
 from labkit.network.children import settled, ways_in
 from labkit.network.inside import current_host
 from labkit.network.patches import LateLayers
-
-
-class OpensItsOwnSockets(LabError):
-    """A library that opens its sockets in C was called inside ``with host:``. Nothing was opened."""
 
 
 def _refused(library: str, where: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -30,7 +26,7 @@ def _refused(library: str, where: Callable[..., Any]) -> Callable[[Callable[...,
             target = None if host is None or settled(host) else where(*arguments, **options)
             if host is None or target is None:
                 return original(*arguments, **options)
-            raise OpensItsOwnSockets(
+            raise OutsideTheLab(
                 f"{library} opens its own sockets, which `with lab.{host.name}:` does not reach: {target!r} would be "
                 f"looked for on this machine's network. Run what uses {library} as a program: {ways_in(host)}"
             )

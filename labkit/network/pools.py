@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from labkit.errors import LabError
+from labkit.errors import OutsideTheLab
 from labkit.network.engine import OnHost
 from labkit.network.inside import being, current_host
 from labkit.network.patches import LateLayers
@@ -29,7 +29,7 @@ def _check(pool: Any, place: OnHost | None) -> None:
     host = current_host()
     if host is not None and host is not place:
         where = "on no host" if place is None else f"on {place.name}"
-        raise LabError(
+        raise OutsideTheLab(
             f"this {type(pool).__name__} has its workers {where}, and not on {host.name}: "
             f"make one inside `with lab.{host.name}:`, where its workers start"
         )

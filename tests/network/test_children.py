@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from labkit import Lab, LabError, NotAvailableHere
+from labkit import Lab, NotAvailableHere, OutsideTheLab
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Processes = Callable[[object], dict[int, str]]
@@ -179,11 +179,13 @@ def test_a_pool_works_where_its_workers_are(lab: Lab, kind: str) -> None:
     with pool() as outside:
         assert ask(outside) == socket.gethostname()
         with lab.client:
-            with pytest.raises(LabError, match=r"workers on no host, and not on client: make one inside `with lab\.cl"):
+            with pytest.raises(
+                OutsideTheLab, match=r"workers on no host, and not on client: make one inside `with lab\.cl"
+            ):
                 ask(outside)
             with pool() as inside:
                 assert ask(inside) == "client"
-                with lab.server, pytest.raises(LabError, match="workers on client, and not on server"):
+                with lab.server, pytest.raises(OutsideTheLab, match="workers on client, and not on server"):
                     ask(inside)
         assert ask(outside) == socket.gethostname()
 
