@@ -101,15 +101,13 @@ def become(plan: Mapping[str, object]) -> None:
 
 
 def execute(programs: list[str], variables: Mapping[bytes, bytes]) -> int:
-    """Execute the first of these files that can be. Returns the error number where none can, as execvp(3) does."""
-    failed: int | None = None
+    """Execute the first of these files that can be. Returns the error number where none can: the first that says more
+    than that there is no such file, as execvp(3) and subprocess have it."""
+    failed = 0
     for path in programs:
         try:
             os.execve(path, sys.argv[2:], variables)
-        except FileNotFoundError as exc:
-            failed = failed or exc.errno
-        except NotADirectoryError as exc:
-            failed = failed or exc.errno
         except OSError as exc:
-            return exc.errno or 0
-    return failed or 0
+            if failed in (0, errno.ENOENT, errno.ENOTDIR):
+                failed = exc.errno or errno.EIO
+    return failed

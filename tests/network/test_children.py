@@ -81,6 +81,19 @@ def test_what_cannot_be_started_fails_as_anywhere(lab: Lab, args: list[str], opt
         assert subprocess.check_output(["hostname"]) == b"client\n"
 
 
+def test_a_closed_directory_on_the_path_is_passed_by(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user's PATH may name folders of others, and files in it that are no programs."""
+    (tmp_path / "hostname").touch(mode=0o600)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with lab.client:
+        assert subprocess.check_output(["hostname"]) == b"client\n"
+        child = os.posix_spawnp("hostname", ["hostname"], os.environ)
+        assert os.waitpid(child, 0)[1] == 0
+        (tmp_path / "no-program").touch(mode=0o600)
+        with pytest.raises(PermissionError):
+            subprocess.run(["no-program"])
+
+
 def test_posix_spawn_and_system_fail_as_anywhere(lab: Lab) -> None:
     with lab.client:
         for path in ("/no/such/program", "/etc/passwd"):
