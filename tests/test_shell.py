@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from labkit.errors import NotAvailableHere
 from labkit.network.terminal import set_size
 from labkit.shell.complete import candidates
 
@@ -242,7 +244,12 @@ def test_a_script_that_does_what_it_says(script: Callable[..., Any], tmp_path: P
         ("fg", "no job"),
         ("kill %3", "no job %3"),
         ("cd nowhere", "'nowhere' is no folder"),
-        ("wait soon", "wait 'soon': give a port"),
+        ("wait soon", "'soon': give a port"),
+        ("door server", "door server: give a host and a port"),
+        ("cut sideways", "sideways"),
+        ("table connection", "'connection': there is connection= stream= between= hosts="),
+        ("bound soon", "'soon': give a port"),
+        ("ladder between=1", "nothing was captured"),
         ("exit now", "exit 'now': give a status"),
         ("help me", "'me' is no command of labkit's"),
     ],
@@ -270,6 +277,40 @@ def test_on_loopback_it_says_what_is_left(script: Callable[..., Any]) -> None:
     done = script("hosts\nset rtt_ms 6\ncapture on\ncounts\ntable\n", LABKIT_TIER="loopback")
     assert (done.returncode, done.stderr) == (0, "")
     assert "client: rtt_ms=6\n" in done.stdout
+
+
+def test_programs_on_loopback(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """`bound` and `door` say where; what programs say to each other crosses the wire."""
+    from labkit import Lab
+    from labkit.shell.console import Console
+
+    monkeypatch.setenv("LABKIT_TIER", "loopback")
+    with Lab(rtt_ms=4) as lab, contextlib.closing(Console(lab, terminal=False)) as console:
+
+        def said(line: str) -> str:
+            console.perform(line)
+            return capfd.readouterr().out.strip()
+
+        said(f"server {sys.executable} -m http.server --bind {said('server bound 8000')} &")
+        said("server wait 8000")
+        address = said("door server 8000").replace(" ", ":")
+        said("capture on")
+        fetch = f"import urllib.request as r; print(r.urlopen('http://{address}/').status)"
+        assert said(f'{sys.executable} -c "{fetch}"') == "200"
+        assert "GET / HTTP/1.1" in said("table")
+        with pytest.raises(NotAvailableHere, match="only with an address"):
+            said("true")
+
+
+def test_a_cut_link_and_a_narrowed_capture(script: Callable[..., Any]) -> None:
+    lines = (
+        "capture on\nping -c 1 -W 5 server.lab\nserver cut down\nping -c 1 -W 1 server.lab && exit 9 || true\nmend\n"
+    )
+    lines += "ping -c 1 -W 5 server.lab\ntable hosts=client,server between=0,1000000\nladder acks between=0,1000000\n"
+    done = script(lines, "--rtt-ms", "2", "--host", "proxy")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "server: cut down, until mend" in done.stdout
+    assert done.stdout.count("1 received") == 2 and done.stdout.count("0 received") == 1
 
 
 def test_completion(tmp_path: Path) -> None:

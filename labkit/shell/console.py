@@ -15,11 +15,11 @@ from labkit.errors import InvalidValue, LabError, NotReady
 from labkit.lab import Lab
 from labkit.network.host import Host
 from labkit.network.link import Link, Rule
-from labkit.network.tiers import KERNEL, TIERS
+from labkit.network.tiers import KERNEL, LOOPBACK, TIERS
 from labkit.network.wire_control import RuleHandle
 from labkit.shell import complete
 from labkit.shell.jobs import Job, PlainJob, TerminalJob
-from labkit.shell.words import names_of, split, values, words_of
+from labkit.shell.words import CHOICES, choice, names_of, split, values, words_of
 from labkit.waiting import happens
 
 LISTEN, UNCONNECTED = "0A", "07"  # of TCP and of UDP, in /proc/net (net/tcp_states.h)
@@ -206,10 +206,22 @@ class Console(cmd.Cmd):
     def do_wait(self, rest: str) -> None:
         """wait PORT: until a program listens there on this host, at most ten seconds: after a line with &."""
         host = self._named or self.host
-        if not rest.isdigit() or not 0 < int(rest) < 65536:
-            raise InvalidValue(f"wait {rest!r}: give a port, 8000")
-        if not happens(lambda: listens(host, int(rest)), WAIT_S):
+        port = _port(rest)
+        if not happens(lambda: listens(host, port), WAIT_S):
             raise NotReady(f"nothing listens on {host.fqdn}:{rest} after {WAIT_S:g} s: start it with & at its end")
+
+    def do_bound(self, rest: str) -> None:
+        """bound PORT: where a program has to listen so that others find it at this host's port, on every tier."""
+        address, port = (self._named or self.host).bound(_port(rest))
+        self.say(f"{address} {port}")
+
+    def do_door(self, rest: str) -> None:
+        """door HOST PORT: where a program on this host has to connect to reach that port, on every tier."""
+        words = split(rest)
+        if len(words) != 2:
+            raise InvalidValue(f"door {rest}: give a host and a port, door server 8000")
+        address, port = (self._named or self.host).door(self.lab[words[0]], _port(words[1]))
+        self.say(f"{address} {port}")
 
     def do_exit(self, rest: str) -> None:
         """exit [STATUS], or Ctrl-D: end the lab and all that runs in it."""
@@ -234,9 +246,7 @@ class Console(cmd.Cmd):
     def do_set(self, rest: str) -> None:
         """set [HOST] rtt_ms 100 [loss 0.01 …]: change a link, the client's if no host is named."""
         words = split(rest)
-        host = self._named or self.lab.client
-        if words and words[0] in self.lab.hosts:
-            host = self.lab[words.pop(0)]
+        host = self._host_of(words)
         if words:
             host.set_link(**values(Link, words))
         self.say(f"{host.name}: {words_of(host.link) or 'no delay of its own'}")
@@ -263,6 +273,25 @@ class Console(cmd.Cmd):
     def _show_rule(self, number: int, rule: RuleHandle) -> None:
         what = f"{rule.rule.action} {words_of(rule.rule)}".strip()
         self.say(f"{number}  {what}: {rule.matched} matched, {rule.acted} acted on")
+
+    def do_cut(self, rest: str) -> None:
+        """cut [HOST] [up | down]: its link carries nothing from now on, the client's if no host is named."""
+        words = split(rest)
+        host = self._host_of(words)
+        host.cut(*words[:1])
+        self.say(f"{host.name}: cut{' ' + words[0] if words else ''}, until mend")
+
+    def do_mend(self, rest: str) -> None:
+        """mend [HOST]: its link carries again, or those of all hosts."""
+        words = split(rest)
+        for host in [self._host_of(words)] if words or self._named else list(self.lab.hosts.values()):
+            host.mend()
+
+    def _host_of(self, words: list[str]) -> Host:
+        """The host a command is for: the first word behind it, which is taken, the one before it, or the client."""
+        if words and words[0] in self.lab.hosts:
+            return self.lab[words.pop(0)]
+        return self._named or self.lab.client
 
     def do_rules(self, rest: str) -> None:
         """rules: those of drop, delay and duplicate, and what they did."""
@@ -312,14 +341,15 @@ class Console(cmd.Cmd):
         return self.capture
 
     def do_ladder(self, rest: str) -> None:
-        """ladder [acks]: the captured packets as a time–sequence diagram."""
-        if rest not in ("", "acks"):
-            raise InvalidValue(f"ladder {rest}: acks shows bare acknowledgments, too")
-        self.say(self._captured().ladder(acks=bool(rest)))
+        """ladder [acks] [connection=8000 stream=1 between=0,100 hosts=client,server]: the packets as a diagram."""
+        words = split(rest)
+        acks = "acks" in words
+        self.say(self._captured().ladder(acks=acks, **choice([word for word in words if word != "acks"])))
 
     def do_table(self, rest: str) -> None:
-        """table: the captured packets, a line each."""
-        self.say(self._captured().table())
+        """table [connection=… stream=… between=… hosts=…]: the captured packets, a line each."""
+        wanted = choice(split(rest))
+        self.say(self._captured().table(**wanted))
 
     def do_save(self, rest: str) -> None:
         """save FILE.pcapng: the captured packets and the secrets of TLS and QUIC, for Wireshark."""
@@ -358,7 +388,9 @@ class Console(cmd.Cmd):
             offers: dict[str, Any] = dict.fromkeys(COMMANDS, lambda _: [])
             offers |= {"set": lambda _: links, "cd": None, "save": None, "help": lambda _: COMMANDS}
             offers |= dict.fromkeys(("drop", "delay", "duplicate"), after_rule)
-            offers |= {"capture": lambda _: ["on", "off", *hosts], "ladder": lambda _: ["acks"]}
+            offers |= dict.fromkeys(("cut", "mend", "door"), lambda _: hosts)
+            offers |= {"capture": lambda _: ["on", "off", *hosts], "ladder": lambda _: ["acks", *CHOICES]}
+            offers |= {"table": lambda _: CHOICES}
             offers |= dict.fromkeys(("fg", "kill"), lambda _: [f"%{job.number}" for job in self._jobs])
             self.completion_matches = complete.candidates(
                 before, text, cwd=self._folder(self.host), hosts=hosts, commands=offers
@@ -368,8 +400,8 @@ class Console(cmd.Cmd):
 
 
 # In the order in which help lists them.
-COMMANDS = ["hosts", "set", "drop", "delay", "duplicate", "rules", "remove", "counts"]
-COMMANDS += ["capture", "ladder", "table", "save", "jobs", "fg", "kill", "wait", "cd", "help", "exit"]
+COMMANDS = ["hosts", "set", "drop", "delay", "duplicate", "rules", "remove", "cut", "mend", "counts"]
+COMMANDS += ["capture", "ladder", "table", "save", "jobs", "fg", "kill", "wait", "bound", "door", "cd", "help", "exit"]
 
 
 def start_text(lab: Lab) -> str:
@@ -379,18 +411,30 @@ def start_text(lab: Lab) -> str:
     if lab.tier != KERNEL:
         lines.append(f"On this tier {TIERS[lab.tier]}.")
     lines += [f"No higher one: {lab.why_lower}"] if lab.why_lower else []
+    if lab.tier == LOOPBACK:
+        lines.append("Programs have this machine's network: bound and door say where one has to listen and to connect.")
     lines.append("A line runs on the host of the prompt; a host's name changes to it. help lists what else there is.")
     lines.append("exit or Ctrl-D ends the lab and all that runs in it.")
     return "\n".join(lines)
 
 
+def _port(word: str) -> int:
+    if not word.isdigit() or not 0 < int(word) < 65536:
+        raise InvalidValue(f"{word!r}: give a port, 8000")
+    return int(word)
+
+
 def listens(host: Host, port: int) -> bool:
     """Whether something listens on a host's port, TCP or UDP, by the kernel's own list (proc(5), /proc/net/tcp)."""
+    real = host.bound(port)[1]  # on the tier "loopback" a port of this machine's
     for name, state in (("tcp", LISTEN), ("tcp6", LISTEN), ("udp", UNCONNECTED), ("udp6", UNCONNECTED)):
         with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            for line in host.engine.read_file(host.name, f"/proc/net/{name}").splitlines()[1:]:
+            path = f"/proc/net/{name}"
+            local = host.engine.tier == LOOPBACK
+            text = Path(path).read_text() if local else host.engine.read_file(host.name, path)
+            for line in text.splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == port:
+                if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == real:
                     return True
     return False
 

@@ -69,6 +69,31 @@ def _value(name: str, word: str, kind: str) -> Any:
     return word
 
 
+CHOICES = ["connection=", "stream=", "between=", "hosts="]
+
+
+def choice(words: list[str]) -> dict[str, Any]:
+    """What narrows a capture: ``["connection=8000", "between=0,100"]``. Raises InvalidValue."""
+    found: dict[str, Any] = {}
+    for each in words:
+        name, equals, word = each.partition("=")
+        if f"{name}=" not in CHOICES or not equals:
+            raise InvalidValue(f"{each!r}: there is {' '.join(CHOICES)}")
+        parts = word.split(",")
+        try:
+            if name == "hosts":
+                found[name] = parts
+            elif name == "between":
+                first, last = map(float, parts)
+                found[name] = first, last
+            else:
+                found[name] = int(word)
+        except ValueError:
+            wanted = "two moments in milliseconds, between=0,100" if name == "between" else "a whole number"
+            raise InvalidValue(f"{each}: give {wanted}") from None
+    return found
+
+
 def words_of(value: Any) -> str:
     """A Link or a Rule as it would be typed: what differs from the default."""
     told = []
