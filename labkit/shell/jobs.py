@@ -80,15 +80,17 @@ class TerminalJob(Job):
         self._terminal = Terminal(host, shell_words(line), cwd=cwd, size=size_of(keyboard))
         self.program = self._terminal.program
         self._end, told = os.pipe()
+        ended = os.dup(self.program.fileno())  # close() takes the other away, and its number is given to something else
         self._thread = threading.Thread(
-            target=self._show, args=(screen, told), name=f"labkit-screen-{number}", daemon=True
+            target=self._show, args=(screen, ended, told), name=f"labkit-screen-{number}", daemon=True
         )
         self._thread.start()
 
-    def _show(self, screen: int, told: int) -> None:
+    def _show(self, screen: int, ended: int, told: int) -> None:
         try:
-            show(self._terminal.master, self.program.fileno(), screen)
+            show(self._terminal.master, ended, screen)
         finally:
+            os.close(ended)
             os.close(told)  # read as an end of file
 
     @property
