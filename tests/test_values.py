@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from labkit import InvalidValue, Lab, Link, NotAvailableHere, Rule, checks
+from labkit import Captured, InvalidValue, Lab, Link, NotAvailableHere, Rule, checks
 from labkit.handshakes import measure, race, server_for, variant
 from labkit.handshakes.clients import EarlyDataClient, QuicClient, TcpClient, TlsClient
 from labkit.load.load import load
@@ -27,6 +27,7 @@ from labkit.queues.history import Steps
 from labkit.queues.run_queue import threads_of, tree
 from labkit.queues.watch import Watch
 from labkit.servers import EarlyDataServer, Http3Server, HttpServer, Log, Page, Response
+from labkit.services import Envoy, HAProxy, Nginx, PostgreSQL, RabbitMQ, Service, Unbound
 
 NO_NUMBER = [math.nan, math.inf, -1, True, "5", None, [5]]
 NO_TIME = [math.nan, math.inf, -0.5, True, "5", [5]]  # where None stands for something
@@ -87,7 +88,7 @@ CALLS = [
     *rows(lambda lab, **o: lab.live_or_recorded(**{"key": "a.b/c", "function": int, **o}), "Lab.live_or_recorded",
           key=NO_TEXT, function=NO_FUNCTION),
     *rows(lambda lab, **o: lab.watch(**{"port": 80, **o}), "Lab.watch", port=[0, None, *NO_PORT], at=[5, None, [5]],
-          every_us=[99, *NO_NUMBER], connections=NO_FLAG),
+          every_us=[99, *NO_NUMBER], connections=NO_FLAG, tcp=NO_FLAG),
     *rows(lambda _, **o: Watch(**{"port": 80, **o}), "Watch", host=NO_HOST),
     *rows(lambda _, **o: Link(**o), "Link", **LINK),
     *rows(lambda _, **o: Link().changed(**o), "Link.changed", latency=[5], **LINK),
@@ -140,6 +141,32 @@ CALLS = [
     *rows(lambda lab, runs: measure(lab, "tcp", runs=runs), "measure", runs=[0, None, *NO_WHOLE]),
     *rows(lambda _, **o: live(None, **o), "live", every_s=[0, *NO_NUMBER], draw=NO_FUNCTION),  # type: ignore[arg-type]
     *rows(lambda _, **o: plot_queues(None, **o), "plot_queues", title=NO_TEXT, prediction=NO_TIME),  # type: ignore[arg-type]
+    *rows(lambda lab, way: lab.client.cut(way), "Host.cut", way=["sideways", 5, None, ["up"]]),
+    *rows(lambda lab, way: lab.client.interfaces["lab"].cut(way), "Interface.cut", way=["sideways", 5, None]),
+    *rows(lambda lab, **o: lab.client.interfaces["lab"].set_link(**o), "Interface.set_link", seed=[1.5, True, "x"],
+          latency=[5], mtu=[1279, 1501, 1400.5, "x"], **LINK),
+    *rows(lambda lab, **o: lab.client.routes.add(**{"destination": "default", "via": "192.0.2.2", **o}), "routes.add",
+          destination=NO_TEXT, via=[5, ["x"]], kind=["black", 5], metric=NO_WHOLE, mtu=[67, *NO_WHOLE],
+          ttl=[0, 256, *NO_WHOLE]),
+    *rows(lambda lab, **o: lab.client.routes.remove(**{"destination": "198.51.100.0/24", **o}), "routes.remove",
+          destination=[5, "x"], metric=NO_WHOLE),
+    *rows(lambda lab, address: lab.client.routes.to(address), "routes.to", address=[5, "x", None]),
+    *rows(lambda lab, networks: lab.add_router("r", networks), "add_router", networks=["lab", 5, ["lab"], [5]]),
+    *rows(lambda lab, **o: lab.add_host("late", **o), "Lab.add_host", network=["x", 5, ["lab"]]),
+    *rows(lambda lab, **o: lab.add_interface(**{"host": lab.client, "network": "lab", **o}), "add_interface",
+          host=[5, None], network=["x", 5]),
+    *rows(lambda lab, **o: lab.client.nat(**o), "nat", kind=["x", 5], timeout_s=[0, *NO_NUMBER]),
+    *rows(lambda lab, port: lab.client.bound(port), "bound", port=[0, None, *NO_PORT]),
+    *rows(lambda lab, **o: lab.client.door(**{"server": lab.server, "port": 80, **o}), "door", server=NO_HOST,
+          port=[0, None, *NO_PORT]),
+    *rows(lambda lab, **o: Service(**{"host": lab.server, "args": ["sleep", "60"], "ready": 8080, **o}), "Service",
+          host=NO_HOST, args=["x", [], [5], 5], ready=[0, 1.5, True, "(", None, []], ports=[[0], ["x"], [80.5], 5],
+          files=[5, {"a": 1}, {1: "a"}], env=[5, {"A": 1}, {"A=": "b"}], name=NO_TEXT, timeout_s=[0, *NO_NUMBER],
+          patience_s=[0, *NO_NUMBER], stop=[0, "TERM", 65, 1.5], background=NO_FLAG),
+    *(row for each in (Envoy, HAProxy, Nginx, PostgreSQL, RabbitMQ, Unbound)
+      for row in rows(lambda lab, each=each, **o: each(**{"host": lab.server, **o}), each.__name__, host=NO_HOST,
+                      foo=[1])),
+    *rows(lambda _, path: Captured.open(path), "Captured.open", path=[5, None, ["x"]]),
     *rows(lambda _, path: Picture(None, "").save(path), "Picture.save", path=[*NO_PATH, "x.jpg"]),  # type: ignore[arg-type]
 ]  # fmt: skip
 
@@ -157,7 +184,15 @@ def there(lab: Lab) -> tuple[object, ...]:
     children = {child for task in tasks for child in (task / "children").read_text().split()}
     programs = Path(f"/proc/{lab.engine.helper_pid}/task/{lab.engine.helper_pid}/children").read_text()  # type: ignore[attr-defined]
     open_files = len(os.listdir("/proc/self/fd"))
-    return (list(lab.hosts), lab.client.link, len(lab._owned), open_files, threading.active_count(), children, programs)
+    return (
+        list(lab.hosts),
+        lab.client.link,
+        sum(not getattr(each, "closed", False) for each in lab._owned),
+        open_files,
+        threading.active_count(),
+        children,
+        programs,
+    )
 
 
 @pytest.mark.parametrize("case", CALLS, ids=lambda case: f"{case.name}({case.argument})")

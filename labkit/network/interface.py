@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.errors import InvalidValue
+from labkit import checks
 from labkit.network.engine import Address, Engine
 from labkit.network.link import Link, Rule
 from labkit.network.wire_control import RuleHandle
@@ -49,6 +49,7 @@ class Interface:
 
     def set_link(self, *, seed: int | None = None, **changes: Any) -> Link:
         """Change the link while it runs. Arguments, result and errors as of ``Host.set_link``."""
+        checks.optional(checks.whole, "seed", seed)
         link = self.link.changed(**changes)
         self._engine.set_link(self.label, link, seed)
         return link
@@ -71,8 +72,7 @@ class Cut:
     """
 
     def __init__(self, engine: Engine, name: str, way: str) -> None:
-        if way not in WAYS:
-            raise InvalidValue(f"way={way!r}: one of {', '.join(WAYS)}")
+        checks.one_of("way", way, WAYS)
         self.name, self.way = name, way
         self._engine = engine
         self._rules: list[RuleHandle] = []

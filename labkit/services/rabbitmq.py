@@ -55,6 +55,7 @@ class RabbitMQ(Packaged):
     user = "guest"
 
     def __init__(self, host: Host, configuration: str = "", *, port: int = AMQP_PORT, **others: Any) -> None:
+        self.check_options(others)
         server = self.found(host)
         checks.text("configuration", configuration, "heartbeat = 5")
         checks.whole("port", port, AMQP_PORT - EPMD_PORT + 1, 65535 - (DISTRIBUTION_PORT - AMQP_PORT))

@@ -68,6 +68,7 @@ class Unbound(Packaged):
     def __init__(
         self, host: Host, records: Sequence[str] = (), *, configuration: str | None = None, **others: Any
     ) -> None:
+        self.check_options(others)
         self._program = self.found(host)
         checks.texts("records", records, "www IN CNAME server")
         names = [f"{each.name} IN A {each.ip}" for each in host.lab.hosts.values()]
