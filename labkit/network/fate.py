@@ -110,6 +110,7 @@ class ActiveRule:
         self.ends = [(end, message[end]) for end in ("source", "destination") if message[end] is not None]
         self.port = message["port"]
         self.contains = None if message["contains"] is None else bytes.fromhex(message["contains"])
+        self.tails: dict[tuple[Any, Any], tuple[int, bytes]] = {}  # of each stream: its next byte's number, its end
         self.skip, self.count = message["skip"], message["count"]
         self.delay_ns = round(message["delay_ms"] * 1_000_000)
         self.matched = self.acted = 0
@@ -122,13 +123,23 @@ class ActiveRule:
             return False
         if self.port is not None and self.port not in packet.get("ports", ()):
             return False
-        if self.contains is not None and self.contains not in packet.get("data", b""):
-            return False
-        self.matched += 1
-        if self.matched <= self.skip or (self.count is not None and self.acted >= self.count):
-            return False
-        self.acted += 1
-        return True
+        data = b"" if self.contains is None else self._with_tail(packet)
+        matches = self.contains is None or self.contains in data
+        self.matched += matches
+        acts = matches and self.matched > self.skip and (self.count is None or self.acted < self.count)
+        self.acted += acts
+        if self.contains is not None and data and "seq" in packet and not (acts and self.action in ("drop", "cut")):
+            # What is dropped will be sent again, and is then found again.
+            following = (packet["seq"] + len(packet["data"])) % 2**32
+            tail = data[max(0, len(data) - len(self.contains) + 1) :]
+            self.tails[packet["source"], packet["ports"]] = following, tail
+        return acts
+
+    def _with_tail(self, packet: dict[str, Any]) -> bytes:
+        """What the packet carries; behind the end of the segment before it, if this one follows it in the stream."""
+        data: bytes = packet.get("data", b"")
+        following, tail = self.tails.get((packet["source"], packet.get("ports", ())), (None, b""))
+        return tail + data if data and following == packet.get("seq") else data
 
 
 def describe(frame: bytes, source: tuple[str, ...], destination: tuple[str, ...]) -> dict[str, Any]:
@@ -157,6 +168,7 @@ def describe(frame: bytes, source: tuple[str, ...], destination: tuple[str, ...]
     packet["ports"] = tuple(int.from_bytes(frame[at : at + 2], "big") for at in (start, start + 2))
     header = 8
     if protocol == 6 and len(frame) >= start + 20:
+        packet["seq"] = int.from_bytes(frame[start + 4 : start + 8], "big")
         packet["tcp_flags"] = frame[start + 13] & ~0x08
         header = 4 * (frame[start + 12] >> 4)
     packet["data"] = frame[start + header : end]

@@ -70,8 +70,9 @@ class Rule:
         tcp_flags: exactly these TCP flags, as tcpdump writes them: "S" a SYN, "SA" a SYN-ACK. PSH is not compared.
         port: source or destination port.
         payload: True for packets with TCP or UDP payload, False for those without.
-        contains: bytes that stand anywhere in the payload of one packet. What two segments of a TCP stream share is
-            not found, nor what stands under encryption.
+        contains: bytes that stand anywhere in the payload of a packet. In a TCP stream they may begin in the segments
+            before it: the one in which they end matches, where each comes once and in order. What stands under
+            encryption is not found.
         icmp_type: type of an ICMP message, with `protocol`: 3 of "icmp" is "destination unreachable" (RFC 792).
         icmp_code: its code: 4 of type 3 is "fragmentation needed".
         skip: matching packets to let pass first.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import heapq
 import inspect
+import itertools
+import random
 from collections.abc import Iterable
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from labkit import Link
 from labkit.loopback.frames import ACK, PSH, SYN, Endpoint, tcp_frame, udp_frame
 from labkit.network import fate
-from labkit.network.fate import Fate, Settings, Tally, describe
+from labkit.network.fate import ActiveRule, Fate, Settings, Tally, describe
 from labkit.network.link import Counts, Rule
 from labkit.network.ring import RingFrame
 
@@ -196,6 +198,7 @@ def test_what_rules_can_ask_of_a_frame() -> None:
         "destination": "server",
         "protocol": "tcp",
         "ports": (40000, 80),
+        "seq": 1,
         "tcp_flags": ACK,  # PSH is not compared
         "data": b"GET",
         "payload": True,
@@ -219,3 +222,31 @@ def test_the_wire_names_settings_and_counts_as_the_notebook_does() -> None:
     defaults = {name: getattr(Settings, name) for name in vars(Link())}
     assert defaults == vars(Link())
     assert vars(Tally()) == vars(Counts())
+
+
+def segment(sequence: int, data: bytes) -> bytes:
+    return tcp_frame(CLIENT, SERVER, ACK, sequence % 2**32, 1, 100, data)
+
+
+def test_a_pattern_may_begin_in_a_segment_before_the_one_that_matches() -> None:
+    chance = random.Random(1)
+    for _ in range(200):
+        stream = bytes(chance.choice(b"ab") for _ in range(60))
+        rule = ActiveRule(Rule("delay", contains=b"abba").as_message())
+        cuts = sorted({0, 60, *(chance.randrange(60) for _ in range(12))})
+        start = 2**32 - 30  # the numbers of the bytes wrap
+        for begin, end in itertools.pairwise(cuts):
+            matched = rule.matched
+            packet = describe(segment(start + begin, stream[begin:end]), ("client",), ("server",))
+            rule.acts_on(packet)
+            there = any(begin < at + 4 <= end for at in range(57) if stream[at : at + 4] == b"abba")
+            assert rule.matched - matched == there
+            rule.acts_on(describe(segment(start + end, b""), ("client",), ("server",)))  # an ACK says nothing
+            rule.acts_on(describe(segment(start + begin, b"ab"), ("other",), ("server",)))  # nor does another stream
+
+
+def test_what_a_rule_drops_is_found_again_when_it_is_sent_again() -> None:
+    rule = ActiveRule(Rule("drop", contains=b"secret", count=2).as_message())
+    sent = [segment(1, b"a sec"), segment(6, b"ret"), segment(6, b"ret"), segment(6, b"ret"), segment(9, b"ret")]
+    acted = [rule.acts_on(describe(each, ("client",), ("server",))) for each in sent]
+    assert acted == [False, True, True, False, False]
