@@ -211,8 +211,8 @@ def test_arp_stands_between_the_hosts_it_names(opened: Open) -> None:
 
 # What labkit has saved.
 
-CLIENT = bytes.fromhex("024c4b000002 024c4b000001 0800") + udp(b"ask", "10.77.0.1", "10.77.0.2")
-SERVER = bytes.fromhex("024c4b000001 024c4b000002 0800") + udp(b"answer", "10.77.0.2", "10.77.0.1")
+CLIENT = bytes.fromhex("024c4b000002 024c4b000001 0800") + udp(b"ask", "192.0.2.1", "192.0.2.2")
+SERVER = bytes.fromhex("024c4b000001 024c4b000002 0800") + udp(b"answer", "192.0.2.2", "192.0.2.1")
 OWN = [
     Frame(TIME_NS, CLIENT, "client", True, len(CLIENT)),
     Frame(TIME_NS + 10, CLIENT, "server", False, len(CLIENT)),

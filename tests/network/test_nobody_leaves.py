@@ -170,7 +170,7 @@ def test_no_packet_leaves(user: str, tmp_path: Path, require_program: Callable[[
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": ""},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}", "PYTHONSAFEPATH": ""},
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
