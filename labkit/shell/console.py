@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import cmd
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from labkit.capture.capture import Capture
@@ -16,13 +13,14 @@ from labkit.lab import Lab
 from labkit.network.host import Host
 from labkit.network.link import Link, Rule
 from labkit.network.tiers import KERNEL, LOOPBACK, TIERS
-from labkit.network.wire_control import RuleHandle
 from labkit.shell import complete
+from labkit.shell.history import history
 from labkit.shell.jobs import Job, PlainJob, TerminalJob
-from labkit.shell.words import CHOICES, choice, names_of, split, values, words_of
+from labkit.shell.ports import listens, port_of
+from labkit.shell.wire_commands import WireCommands
+from labkit.shell.words import CHOICES, choice, names_of, split, words_of
 from labkit.waiting import happens
 
-LISTEN, UNCONNECTED = "0A", "07"  # of TCP and of UDP, in /proc/net (net/tcp_states.h)
 WAIT_S = 10.0
 
 
@@ -30,7 +28,7 @@ class Failed(LabError):
     """A line of a script that failed."""
 
 
-class Console(cmd.Cmd):
+class Console(WireCommands):
     """Takes lines, and does what they say.
 
     Args:
@@ -40,11 +38,9 @@ class Console(cmd.Cmd):
     """
 
     def __init__(self, lab: Lab, *, terminal: bool, screens: Sequence[int] = (1, 2)) -> None:
-        super().__init__()
-        self.lab, self.terminal, self._screens = lab, terminal, screens
+        super().__init__(lab)
+        self.terminal, self._screens = terminal, screens
         self.capture: Capture | None = None
-        self._named: Host | None = None  # the host before this line's command
-        self._rules: list[RuleHandle] = []
         self._jobs: list[Job] = []
         self._folders: dict[str, str] = {}
         self.status = 0
@@ -57,7 +53,7 @@ class Console(cmd.Cmd):
     def interact(self) -> int:
         """Read lines from the learner until the end. Returns the exit status, 0 or that of `exit`."""
         self.say(start_text(self.lab))
-        with _history(self._insert_typed):
+        with history(self._insert_typed):
             while not self._leaving:
                 try:
                     self.cmdloop(intro="")
@@ -107,7 +103,7 @@ class Console(cmd.Cmd):
     def perform(self, line: str) -> None:
         """Do what a line says. Raises LabError or OSError; a program's exit status is ``status``."""
         line = line.strip()
-        self._named = None
+        self.named = None
         if not line or line.startswith("#"):
             return
         word, _, rest = line.partition(" ")
@@ -116,11 +112,11 @@ class Console(cmd.Cmd):
             if not rest:
                 self._go_to(self.lab[word])
                 return
-            self._named, line = self.lab[word], rest
+            self.named, line = self.lab[word], rest
             word, _, rest = line.partition(" ")
         handler = getattr(self, f"do_{word}", None)
         if handler is None or (word == "kill" and "%" not in rest):
-            self._run(self._named or self.host, line)
+            self._run(self.named or self.host, line)
         else:
             handler(rest.strip())
 
@@ -196,7 +192,7 @@ class Console(cmd.Cmd):
 
     def do_cd(self, rest: str) -> None:
         """cd [FOLDER]: where this host's programs run from now on."""
-        host = self._named or self.host
+        host = self.named or self.host
         words = split(rest) or ["~"]
         folder = os.path.normpath(os.path.join(self._folder(host), os.path.expanduser(words[0])))
         if not os.path.isdir(folder):
@@ -205,14 +201,14 @@ class Console(cmd.Cmd):
 
     def do_wait(self, rest: str) -> None:
         """wait PORT: until a program listens there on this host, at most ten seconds: after a line with &."""
-        host = self._named or self.host
-        port = _port(rest)
+        host = self.named or self.host
+        port = port_of(rest)
         if not happens(lambda: listens(host, port), WAIT_S):
             raise NotReady(f"nothing listens on {host.fqdn}:{rest} after {WAIT_S:g} s: start it with & at its end")
 
     def do_bound(self, rest: str) -> None:
         """bound PORT: where a program has to listen so that others find it at this host's port, on every tier."""
-        address, port = (self._named or self.host).bound(_port(rest))
+        address, port = (self.named or self.host).bound(port_of(rest))
         self.say(f"{address} {port}")
 
     def do_door(self, rest: str) -> None:
@@ -220,7 +216,7 @@ class Console(cmd.Cmd):
         words = split(rest)
         if len(words) != 2:
             raise InvalidValue(f"door {rest}: give a host and a port, door server 8000")
-        address, port = (self._named or self.host).door(self.lab[words[0]], _port(words[1]))
+        address, port = (self.named or self.host).door(self.lab[words[0]], port_of(words[1]))
         self.say(f"{address} {port}")
 
     def do_exit(self, rest: str) -> None:
@@ -233,86 +229,6 @@ class Console(cmd.Cmd):
         """What cmd calls Ctrl-D."""
         self.say("")
         self._leaving = True
-
-    # The wire.
-
-    def do_hosts(self, rest: str) -> None:
-        """hosts: names, addresses and links. A host's name alone changes to it; before a line it runs there."""
-        width = max(len(host.fqdn) for host in self.lab.hosts.values())
-        for host in self.lab.hosts.values():
-            link = words_of(host.link) or "no delay of its own"
-            self.say(f"{host.fqdn:<{width}}  {host.ip}  {host.ip6 or 'no IPv6'}  {link}")
-
-    def do_set(self, rest: str) -> None:
-        """set [HOST] rtt_ms 100 [loss 0.01 …]: change a link, the client's if no host is named."""
-        words = split(rest)
-        host = self._host_of(words)
-        if words:
-            host.set_link(**values(Link, words))
-        self.say(f"{host.name}: {words_of(host.link) or 'no delay of its own'}")
-
-    def do_drop(self, rest: str) -> None:
-        """drop [source=server tcp_flags=SA count=1 …]: lose the packets that match."""
-        self._rule("drop", split(rest))
-
-    def do_delay(self, rest: str) -> None:
-        """delay MS [source=… …]: hold the packets that match for so many milliseconds more."""
-        words = split(rest)
-        if words and "=" not in words[0]:
-            words[0] = f"delay_ms={words[0]}"
-        self._rule("delay", words)
-
-    def do_duplicate(self, rest: str) -> None:
-        """duplicate [source=… …]: deliver the packets that match twice."""
-        self._rule("duplicate", split(rest))
-
-    def _rule(self, action: str, words: list[str]) -> None:
-        self._rules.append(self.lab.wire.add(Rule(action, **values(Rule, words))))
-        self._show_rule(len(self._rules), self._rules[-1])
-
-    def _show_rule(self, number: int, rule: RuleHandle) -> None:
-        what = f"{rule.rule.action} {words_of(rule.rule)}".strip()
-        self.say(f"{number}  {what}: {rule.matched} matched, {rule.acted} acted on")
-
-    def do_cut(self, rest: str) -> None:
-        """cut [HOST] [up | down]: its link carries nothing from now on, the client's if no host is named."""
-        words = split(rest)
-        host = self._host_of(words)
-        host.cut(*words[:1])
-        self.say(f"{host.name}: cut{' ' + words[0] if words else ''}, until mend")
-
-    def do_mend(self, rest: str) -> None:
-        """mend [HOST]: its link carries again, or those of all hosts."""
-        words = split(rest)
-        for host in [self._host_of(words)] if words or self._named else list(self.lab.hosts.values()):
-            host.mend()
-
-    def _host_of(self, words: list[str]) -> Host:
-        """The host a command is for: the first word behind it, which is taken, the one before it, or the client."""
-        if words and words[0] in self.lab.hosts:
-            return self.lab[words.pop(0)]
-        return self._named or self.lab.client
-
-    def do_rules(self, rest: str) -> None:
-        """rules: those of drop, delay and duplicate, and what they did."""
-        for number, rule in enumerate(self._rules, 1):
-            self._show_rule(number, rule)
-
-    def do_remove(self, rest: str) -> None:
-        """remove N | all: take a rule away."""
-        if rest != "all" and not (rest.isdigit() and 0 < int(rest) <= len(self._rules)):
-            raise InvalidValue(f"no rule {rest!r}: rules lists them, and remove all takes all")
-        gone = list(self._rules) if rest == "all" else [self._rules[int(rest) - 1]]
-        for rule in gone:
-            rule.remove()
-            self._rules.remove(rule)
-
-    def do_counts(self, rest: str) -> None:
-        """counts: what the wire carried and lost; up is what the host sent."""
-        for host, ways in self.lab.wire.counts.items():
-            for way, counts in ways.items():
-                told = " ".join(f"{name}={count}" for name, count in vars(counts).items() if count)
-                self.say(f"{host:<8} {way:<4} {told or 'nothing'}")
 
     # Captures.
 
@@ -416,52 +332,3 @@ def start_text(lab: Lab) -> str:
     lines.append("A line runs on the host of the prompt; a host's name changes to it. help lists what else there is.")
     lines.append("exit or Ctrl-D ends the lab and all that runs in it.")
     return "\n".join(lines)
-
-
-def _port(word: str) -> int:
-    if not word.isdigit() or not 0 < int(word) < 65536:
-        raise InvalidValue(f"{word!r}: give a port, 8000")
-    return int(word)
-
-
-def listens(host: Host, port: int) -> bool:
-    """Whether something listens on a host's port, TCP or UDP, by the kernel's own list (proc(5), /proc/net/tcp)."""
-    real = host.bound(port)[1]  # on the tier "loopback" a port of this machine's
-    for name, state in (("tcp", LISTEN), ("tcp6", LISTEN), ("udp", UNCONNECTED), ("udp6", UNCONNECTED)):
-        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            path = f"/proc/net/{name}"
-            local = host.engine.tier == LOOPBACK
-            text = Path(path).read_text() if local else host.engine.read_file(host.name, path)
-            for line in text.splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == state and int(fields[1].rpartition(":")[2], 16) == real:
-                    return True
-    return False
-
-
-@contextlib.contextmanager
-def _history(before_each: Callable[[], None]) -> Any:
-    """Lines of former days, where there is a readline and a home to keep them in.
-
-    Args:
-        before_each: called when a prompt has appeared.
-    """
-    try:
-        import readline
-    except ImportError:  # a Python that was built without it: lines are read all the same
-        yield
-        return
-    folder = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "labkit")
-    path = folder / "shell_history"
-    readline.set_completer_delims(complete.DELIMITERS)
-    readline.set_history_length(1000)
-    readline.set_pre_input_hook(before_each)
-    with contextlib.suppress(OSError):  # none yet
-        readline.read_history_file(path)
-    try:
-        yield
-    finally:
-        readline.set_pre_input_hook(None)
-        with contextlib.suppress(OSError):  # a home that cannot be written to
-            folder.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(path)
