@@ -62,7 +62,7 @@ def narrow(
         chosen = [packet for packet in chosen if packet.flow in wanted]
     if stream is not None:
         streams = {message.stream for packet in chosen for message in packet.messages if message.stream is not None}
-        if isinstance(stream, bool) or stream not in streams:
+        if isinstance(stream, bool) or not isinstance(stream, int) or stream not in streams:
             raise InvalidValue(f"stream={stream!r}: there is {_some(sorted(streams))}")
         chosen = [packet for packet in chosen if any(message.stream == stream for message in packet.messages)]
     if between is not None:
