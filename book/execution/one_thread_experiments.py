@@ -93,3 +93,8 @@ def lags_in(said: str) -> list[tuple[float, float]]:
     """What ``note_lag`` printed: when its timer was due, and how late it was, in seconds."""
     lines = (line.split() for line in said.splitlines())
     return [(float(due), float(late)) for due, late in lines]
+
+
+def worst_lag(run: tuple[list[tuple[bool, float, float]], History, str, list[tuple[str, str]]]) -> float:
+    """How late the timer was at most, in a run of ``behind_a_slow_one``, seconds."""
+    return max(late for _, late in lags_in(run[2]))

@@ -10,8 +10,6 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from scapy.utils import wrpcap
-
 from book import Wrong
 from labkit.lab import Lab
 from labkit.servers import HttpServer, Response
@@ -41,6 +39,8 @@ def traffic(lab: Lab, seed: int | None = None) -> Traffic:
 
     One connection is there before, one carries no request, and one page is asked for over two connections.
     """
+    from scapy.utils import wrpcap  # here, so that the judges of the section's other exercises do without it
+
     chosen = random.Random(seed)
     words = [f"/{word}/{chosen.randrange(1000)}" for word in chosen.sample(WORDS, 7)]
     # Who asks for what: over the old connection, over one that is used again, over one for a single request.

@@ -113,6 +113,10 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+# The last one that is still to come.
+UNWRITTEN = [section for section in contents() if not section.file][-1]
+
+
 def in_checkout(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     command = [sys.executable, "-m", *words]
@@ -121,15 +125,17 @@ def in_checkout(checkout: Path, *words: str) -> subprocess.CompletedProcess[str]
 
 def test_a_new_section_keeps_the_contract(checkout: Path) -> None:
     """Begun by its command, it passes the tests of every section, and runs from top to bottom."""
-    made = in_checkout(checkout, "book", "new-section", "patterns.polling", "--minutes", "15")
+    made = in_checkout(checkout, "book", "new-section", UNWRITTEN.id, "--minutes", "15")
     assert made.returncode == 0, made.stderr
-    assert str(checkout / "notebooks/01_patterns/04_polling.ipynb") in made.stdout
     told = json.loads(in_checkout(checkout, "book", "contents", "--json").stdout)
-    (polling,) = [s for c in told["chapters"] for s in c["sections"] if s["id"] == "patterns.polling"]
-    assert (polling["minutes"], polling["notebook"]) == (15, "notebooks/01_patterns/04_polling.ipynb")
-    assert "[Polling](notebooks/01_patterns/04_polling.ipynb)" in (checkout / "README.md").read_text()
-    files = ["tests/test_sections.py", "tests/test_project.py", "notebooks/01_patterns/04_polling.ipynb"]
-    ran = in_checkout(checkout, "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "polling")
+    (begun,) = [s for c in told["chapters"] for s in c["sections"] if s["id"] == UNWRITTEN.id]
+    notebook = begun["notebook"]
+    assert begun["minutes"] == 15
+    assert notebook.startswith(f"notebooks/{UNWRITTEN.folder}/")
+    assert str(checkout / notebook) in made.stdout
+    assert f"[{UNWRITTEN.title}]({notebook})" in (checkout / "README.md").read_text()
+    files = ["tests/test_sections.py", "tests/test_project.py", notebook]
+    ran = in_checkout(checkout, "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", Path(notebook).stem[3:])
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
@@ -140,7 +146,7 @@ def test_sections_that_cannot_be_begun(checkout: Path) -> None:
     with pytest.raises(InvalidValue, match=r"section 'a\.b'"):
         new_section("a.b", checkout)
     with pytest.raises(InvalidValue, match="minutes=0"):
-        new_section("patterns.push", checkout, minutes=0)
+        new_section(UNWRITTEN.id, checkout, minutes=0)
     with pytest.raises(InvalidValue, match="is no checkout"):
-        new_section("patterns.push", checkout / "tests")
+        new_section(UNWRITTEN.id, checkout / "tests")
     assert sorted(path for path in checkout.rglob("*") if "__pycache__" not in path.parts) == before
