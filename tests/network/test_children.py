@@ -30,7 +30,7 @@ def test_a_child_is_as_anywhere(lab: Lab, tmp_path: Path) -> None:
     """Output, status, directory, environment, descriptors, session and signals are what Popen was asked for."""
     (tmp_path / "inner").mkdir()
     read, write = os.pipe()
-    script = "cat; pwd; echo $MINE; echo there >/dev/fd/$WRITE; ps -o sid= -p $$; echo $$; exit 5"
+    script = "cat; pwd; echo $MINE; echo there >/dev/fd/$WRITE; cut -d' ' -f6 /proc/$$/stat; echo $$; exit 5"
     with lab.client:
         child = subprocess.Popen(
             ["sh", "-c", script],
