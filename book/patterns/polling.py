@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import h11
 from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import describe
 from labkit.capture.captured import Captured
+from labkit.errors import MeasurementFailed
 from labkit.lab import Lab
 from labkit.servers import HttpServer, Request, Response
 from labkit.servers.hosts import HostLike
@@ -23,6 +25,7 @@ from labkit.servers.threaded import ThreadedServer
 TEXT = Text(__file__)
 
 RTT_MS = 10
+MOST_S = 60.0  # a client sleeps at a time, where the server does not ask for more
 PORT = 8080
 
 
@@ -61,20 +64,20 @@ class MoodyServer(ThreadedServer):
 
     Args:
         host: where it listens.
-        script: one word for each request: "events", "none", "busy" (503, Retry-After) or "cut" (no response); then
-            always "events".
-        batch: how many events a response has.
-        retry_s: in Retry-After, seconds.
+        script: one word for each request: "events", "none", "cut" (no response), or a number of seconds (503 with this
+            Retry-After); then always "events".
+        numbers: of all events that there are.
+        batch: how many events a response has at most.
 
     Attributes:
         asked: the number behind which each request asked for events.
     """
 
-    def __init__(self, host: HostLike, script: Sequence[str], batch: int, retry_s: int) -> None:
+    def __init__(self, host: HostLike, script: Sequence[str], numbers: Sequence[int], batch: int) -> None:
         super().__init__(host, 0, scheme="http", name=None, backlog=16)
         self.asked: list[int] = []
         self._script = iter(script)
-        self._batch, self._retry_s = batch, retry_s
+        self._numbers, self._batch = numbers, batch
         self._start()
 
     def _converse(self, connection: socket.socket, peer: str) -> None:
@@ -88,11 +91,12 @@ class MoodyServer(ThreadedServer):
         if mood == "cut":
             return
         status, fields, body = 200, [("Connection", "close")], b""
-        if mood == "busy":
+        if mood.isdigit():
             status = 503
-            fields.append(("Retry-After", str(self._retry_s)))
+            fields.append(("Retry-After", mood))
         elif mood == "events":
-            body = b",".join(b"%d" % number for number in range(after + 1, after + 1 + self._batch))
+            new = [number for number in self._numbers if number > after]
+            body = b",".join(b"%d" % number for number in new[: self._batch])
         fields.append(("Content-Length", str(len(body))))
         for part in (h11.Response(status_code=status, headers=fields), h11.Data(data=body), h11.EndOfMessage()):
             connection.sendall(http.send(part) or b"")
@@ -100,57 +104,122 @@ class MoodyServer(ThreadedServer):
 
 def _judge_follow(follow: Callable[..., Any]) -> str:
     random_ = random.Random()
-    script = ["none", "busy", "cut", "events", "none", "cut", "busy", "events"]
+    script = ["none", str(random_.randrange(3, 9)), "cut", "events", "none", "cut", "events", "events"]
     random_.shuffle(script)
-    batch, retry_s = random_.randrange(2, 6), random_.randrange(3, 9)
-    count = batch * 4
-    slept: list[float] = []  # since the latest request
-    owed, why, had = 0.0, "", 0
+    script.insert(random_.randrange(3), str(random_.randrange(100, 900)))
+    batch = random_.randrange(3, 7)
+    count = batch * 4 - random_.randrange(1, batch - 1)  # the last response has more than are wanted
+    with Lab(rtt_ms=RTT_MS) as lab:
+        asked = _judge_life(lab, follow, script, batch, count)
+        _judge_life(lab, follow, script[::-1], 2, 5)
+        _judge_life(lab, follow, ["events"], 3, 0)
+    return f"{asked} requests, and each of {count} events came once."
 
-    def sleep(seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds < 0:
-            raise Wrong(f"sleep({seconds!r}): give seconds")
-        slept.append(seconds)
 
-    def ask(after: int) -> tuple[int, dict[str, str], list[int]]:
-        nonlocal owed, why, had
-        if after != had:
-            raise Wrong(f"yours asked for the events behind {after!r} when it had all up to {had}")
-        if len(server.asked) > 100:
-            raise Wrong(f"100 requests, and no end: {count} events were to be had in a tenth of that")
-        if sum(slept) < owed:
-            raise Wrong(f"{why}, and yours asked again after {sum(slept):g} s of sleep: wait")
-        slept.clear()
-        owed, why = 1e-9, "the connection was lost"  # until there is a response
-        with lab.client:
-            connection = HTTPConnection("server.lab", server.port, timeout=5)
+def _judge_life(lab: Lab, follow: Callable[..., Any], script: Sequence[str], batch: int, count: int) -> int:
+    """One life of a client, with a server of its own. Returns how many requests it made."""
+    life = Life(count)
+    random_ = random.Random()
+    numbers = list(itertools.accumulate(random_.randrange(1, 4) for _ in range(count + 2 * batch)))
+    with MoodyServer(lab.server, script, numbers, batch) as server:
+
+        def ask(after: int) -> tuple[int, dict[str, str], list[int]]:
+            life.asks(after)
+            try:
+                with lab.client:
+                    connection = HTTPConnection("server.lab", server.port, timeout=5)
+                    connection.connect()
+            except OSError as exc:
+                raise MeasurementFailed(f"no connection to the lab's server: {exc}") from exc
             try:
                 connection.request("GET", f"/events?after={after}")
                 response = connection.getresponse()
-                numbers = [int(number) for number in response.read().split(b",") if number]
+                came = [int(number) for number in response.read().split(b",") if number]
             except HTTPException as exc:
                 raise ConnectionError("the connection ended before the response") from exc
             finally:
                 connection.close()
-        if response.status == 503:
-            owed, why = float(response.headers["Retry-After"]), f"the server asked for a pause of {retry_s} s"
-        elif numbers:
-            owed, had = 0.0, numbers[-1]
-        else:
-            why = "there was nothing new"
-        return response.status, dict(response.headers), numbers
+            life.hears(response.status, response.headers.get("Retry-After", "0"), came)
+            return response.status, dict(response.headers), came
 
-    with Lab(rtt_ms=RTT_MS) as lab, MoodyServer(lab.server, script, batch, retry_s) as server:
+        raised: Exception | None = None
+        given: Any = None
         try:
-            given = list(follow(ask, sleep, count))
+            given = follow(ask, life.sleeps, count)
         except (OSError, ValueError, KeyError) as exc:
-            raise Wrong(
-                f"your client ended with {describe(exc)}: a lost connection and a 503 are part of its life"
-            ) from exc
+            raised = exc
+        except Enough:
+            pass
         asked = len(server.asked)
-    if given != list(range(1, count + 1)):
-        raise Wrong(f"events 1 to {count} were to come, each once and in their order; yours were {given}")
-    return f"{asked} requests, and each of {count} events came once."
+    if life.fault:
+        raise Wrong(life.fault)
+    if raised:
+        raise Wrong(
+            f"your client ended with {describe(raised)}: a lost connection and a 503 are part of its life"
+        ) from raised
+    if isinstance(given, Iterator):
+        raise Wrong("yours returned a generator: return the numbers, when you have them")
+    if list(given or []) != numbers[:count] or life.had < max(numbers[:count], default=0):
+        raise Wrong(
+            f"the first {count} events had the numbers {numbers[:count]}, each was to come once and in their order; "
+            f"yours were {given}, after {asked} requests"
+        )
+    return asked
+
+
+class Enough(BaseException):
+    """Ends a client that is wrong already. No Exception, so that the learner's ``except Exception`` lets it through."""
+
+
+class Life:
+    """What a client does between its requests, and what it owes.
+
+    Args:
+        count: how many events it is to bring.
+
+    Attributes:
+        fault: the first thing that it did wrong, in words; "" where there is none.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.fault = count, ""
+        self.asked = self.had = 0
+        self._slept = 0.0  # since the latest request
+        self._least, self._most, self._why = 0.0, MOST_S, "at the beginning"
+
+    def sleeps(self, seconds: float) -> None:
+        """As ``time.sleep``, and no time passes."""
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+            self._wrong(f"sleep({seconds!r}): give seconds")
+        self._slept += seconds
+
+    def asks(self, after: int) -> None:
+        """The client is about to ask."""
+        self.asked += 1
+        if after != self.had or isinstance(after, bool):
+            self._wrong(f"yours asked for the events behind {after!r} when it had all up to {self.had}")
+        if self.asked > 100:
+            self._wrong(f"100 requests, and no end: {self.count} events were to be had in a tenth of that")
+        if self._slept < self._least:
+            self._wrong(f"{self._why}, and yours asked again after {self._slept:g} s of sleep: wait")
+        if self._slept > self._most:
+            self._wrong(f"{self._why}, and yours slept for {self._slept:g} s: its events are late by as much")
+        # Until there is a response:
+        self._slept, self._least, self._most, self._why = 0.0, 1.0, MOST_S, "the connection was lost"
+
+    def hears(self, status: int, retry_after: str, came: list[int]) -> None:
+        """A response has come."""
+        if status == 503:
+            self._least = float(retry_after)
+            self._most, self._why = 2 * self._least + 5, f"the server asked for a pause of {retry_after} s"
+        elif came:
+            self._least, self.had, self._why = 0.0, came[-1], "events had come"
+        else:
+            self._why = "there was nothing new"
+
+    def _wrong(self, fault: str) -> None:
+        self.fault = self.fault or fault
+        raise Enough
 
 
 FOLLOW = TEXT.exercise("follow", _judge_follow, deadline_s=15.0)
@@ -158,34 +227,65 @@ FOLLOW = TEXT.exercise("follow", _judge_follow, deadline_s=15.0)
 
 # Exercise 2
 
-BASE_S, CAP_S = 1.0, 60.0
 CLIENTS = 300
+DOUBLED = 5  # pauses before the cap is near
 TRIED = 12
+ENDLESS = 1500
 
 
 def _judge_pauses(pauses: Callable[..., Iterator[Any]]) -> str:
-    fleet = [list(itertools.islice(pauses(random.Random(seed), BASE_S, CAP_S), TRIED)) for seed in range(CLIENTS)]
-    for each in fleet:
-        if len(each) < TRIED:
-            raise Wrong(f"after {len(each)} attempts there was no pause any more: a server may be gone for an hour")
-        for pause in each:
-            if isinstance(pause, bool) or not isinstance(pause, (int, float)) or not 0 <= pause <= CAP_S:
-                raise Wrong(f"a pause of {pause!r}: give seconds from 0 to {CAP_S:g}")
-    means = [fmean(each[attempt] for each in fleet) for attempt in range(TRIED)]
-    if means[0] > 2 * BASE_S:
-        raise Wrong(f"the first pause is {means[0]:.1f} s on average: begin with {BASE_S:g} s, most failures are short")
-    if means[4] < 6 * means[0]:
-        raise Wrong(f"pause 5 is {means[4]:.1f} s on average, and pause 1 {means[0]:.1f} s: double it each time")
-    if means[-1] < CAP_S / 4:
-        raise Wrong(f"pause {TRIED} is {means[-1]:.1f} s on average: grow up to {CAP_S:g} s")
-    third = [sum(each[:3]) for each in fleet]
-    together = busiest(third, BASE_S)
-    if together > CLIENTS * 0.45:
-        raise Wrong(
-            f"{CLIENTS} clients failed at the same moment, and {together} of them made attempt 3 in the same second: "
-            "they are still in step"
-        )
-    return f"{CLIENTS} clients failed at once, and {together} at most made attempt 3 within the same second."
+    random_ = random.Random()
+    together = 0
+    for base in (1.0, random_.uniform(0.05, 0.3)):
+        cap = base * random_.randrange(64, 90)
+        together = max(together, _judge_fleet(pauses, base, cap))
+    return f"{CLIENTS} clients failed at once, and {together} at most came back within the same moment."
+
+
+def _judge_fleet(pauses: Callable[..., Iterator[Any]], base: float, cap: float) -> int:
+    """A fleet that fails together. Returns how many at most got nearly the same pause, or came back together."""
+    clients = [iter(pauses(random.Random(seed), base, cap)) for seed in range(CLIENTS)]
+    # In turn, as they live: what they share shows.
+    attempts = [[_next(client, attempt, cap) for client in clients] for attempt in range(TRIED)]
+    for attempt in range(TRIED, ENDLESS):
+        _next(clients[0], attempt, cap)
+    told = f"with base {base:.2g} and cap {cap:.2g}, "
+    means = [fmean(each) for each in attempts]
+    most = 0
+    for number, each in enumerate(attempts, 1):
+        alike = busiest(each, means[number - 1] / 10)
+        most = max(most, alike)
+        if alike >= CLIENTS / 2:
+            where = "at the cap, too, chance has to decide" if number > DOUBLED else "they are still in step"
+            raise Wrong(
+                f"{told}{CLIENTS} clients failed at the same moment, and {alike} of them got nearly the same pause "
+                f"{number}: {where}"
+            )
+    if means[0] > 1.15 * base:
+        raise Wrong(f"{told}the first pause is {means[0]:.2g} s on average: begin with base, most failures are short")
+    grown = means[DOUBLED - 1] / max(means[0], 1e-9)
+    steps = [later / max(sooner, 1e-9) for sooner, later in itertools.pairwise(means[:DOUBLED])]
+    if not 12 < grown < 21 or not all(1.4 < step < 2.8 for step in steps):
+        said = ", ".join(f"{mean:.2g}" for mean in means[:DOUBLED])
+        raise Wrong(f"{told}the first pauses are {said} s on average: double it each time")
+    if means[-1] < cap / 4:
+        raise Wrong(f"{told}pause {TRIED} is {means[-1]:.2g} s on average: grow up to cap")
+    for number in range(2, TRIED + 1):
+        moments = [sum(each) for each in zip(*attempts[:number], strict=True)]
+        alike = busiest(moments, means[number - 1] / 10)
+        most = max(most, alike)
+        if alike >= CLIENTS / 2:
+            raise Wrong(f"{told}{alike} of {CLIENTS} clients made attempt {number} together: they are still in step")
+    return most
+
+
+def _next(client: Iterator[Any], attempt: int, cap: float) -> float:
+    pause = next(client, None)
+    if pause is None:
+        raise Wrong(f"after {attempt} attempts there was no pause any more: a server may be gone for an hour")
+    if isinstance(pause, bool) or not isinstance(pause, (int, float)) or not 0 <= pause <= cap:
+        raise Wrong(f"a pause of {pause!r}: give seconds from 0 to cap, here {cap:g}")
+    return pause
 
 
 PAUSES = TEXT.exercise("pauses", _judge_pauses)

@@ -53,7 +53,7 @@ def plot_fleets(fleets: Mapping[str, Sequence[float]], hang: tuple[float, float]
     axes.axvspan(*hang, color=style.GREY, alpha=0.2, linewidth=0)
     axes.text(sum(hang) / 2, -0.62, "server hangs", ha="center", fontsize=9, color=style.INK)
     axes.set_yticks(range(len(fleets)), list(fleets))
-    axes.set_ylim(len(fleets) - 0.5, -0.75)
+    axes.set_ylim(len(fleets) - 0.5, -0.95)
     axes.set_xlabel("seconds; a line for each request that came")
     style.set_title(axes, title)
     style.add_note(figure, origin(tier, "Run"))

@@ -12,6 +12,7 @@ from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import describe
 from book.patterns.uploads import UploadServer
 from labkit.capture.captured import Captured
+from labkit.errors import MeasurementFailed
 from labkit.lab import Lab
 from labkit.servers import HttpServer, Request, Response
 
@@ -19,7 +20,7 @@ TEXT = Text(__file__)
 
 RTT_MS = 10
 PORT = 8080
-MOST_CONNECTIONS = 20
+MOST_CONNECTIONS = 100
 
 
 # One connection with several requests, for the hidden trace
@@ -48,8 +49,6 @@ def three_requests(lab: Lab) -> Captured:
 
 # Exercise 1
 
-LIMIT = 100_000
-
 
 class Stream:
     """Bytes that come in pieces, as a connection gives them.
@@ -57,23 +56,29 @@ class Stream:
     Args:
         content: all of them.
         cuts: where a piece ends, offsets.
+
+    Attributes:
+        given: how many bytes have been read.
+        asked_at: how many had been read when it was asked for more, for the latest time.
     """
 
-    def __init__(self, content: bytes, cuts: Iterable[int]) -> None:
-        self.left = content
-        self._ends = sorted({len(content) - cut for cut in cuts if 0 < cut < len(content)} | {0}, reverse=True)
-        self.asked = 0
+    def __init__(self, content: bytes, cuts: Iterable[int] = ()) -> None:
+        self.content = content
+        self.given = self.asked_at = 0
+        self._ends = sorted({cut for cut in cuts if 0 < cut < len(content)}, reverse=True)
 
     def read(self, size: int) -> bytes:
         """As ``socket.recv``: what is there, at most so many bytes; b"" at the end."""
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise Wrong(
-                f"read({size!r}): ask for one byte or more. A message may be empty: is there something to read?"
-            )
-        self.asked += 1
-        end = next(end for end in self._ends if end < len(self.left) or end == 0)
-        piece = self.left[: min(size, len(self.left) - end)]
-        self.left = self.left[len(piece) :]
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise Wrong(f"read({size!r}): give a number of bytes")
+        if not size:
+            return b""
+        self.asked_at = self.given
+        while self._ends and self._ends[-1] <= self.given:
+            self._ends.pop()
+        end = self._ends[-1] if self._ends else len(self.content)
+        piece = self.content[self.given : min(self.given + size, end)]
+        self.given += len(piece)
         return piece
 
 
@@ -83,7 +88,15 @@ def _framed(payloads: Iterable[bytes]) -> bytes:
 
 def _judge_framing(messages: Callable[..., Any]) -> str:
     random_ = random.Random()
-    payloads = [b"goal", b"", random_.randbytes(random_.randrange(300, 900)), b"line\nbreak", random_.randbytes(5000)]
+    limit = random_.randrange(70_000, 130_000)
+    payloads = [
+        b"goal",
+        b"",
+        random_.randbytes(random_.randrange(300, 900)),
+        b"line\nbreak",
+        random_.randbytes(5000),
+        b"",
+    ]
     content = _framed(payloads)
     pieces = {
         "all at once": [],
@@ -91,50 +104,106 @@ def _judge_framing(messages: Callable[..., Any]) -> str:
         "in pieces of random sizes": random_.sample(range(len(content)), 40),
     }
     for name, cuts in pieces.items():
-        try:
-            given = list(messages(Stream(content, cuts).read, LIMIT))
-        except EOFError:
-            raise Wrong(
-                f"the stream came {name} and whole, and yours raised EOFError: read may return less than you ask for"
-            ) from None
-        if given in (payloads[:1], [payload for payload in payloads if payload]):
-            raise Wrong("a message of 0 bytes is a message, too, and the next one comes after it")
-        if given != payloads:
-            sizes = [len(message) if isinstance(message, bytes) else message for message in given]
-            raise Wrong(
-                f"messages of {', '.join(str(len(payload)) for payload in payloads)} bytes came {name}, and yours have "
-                f"{', '.join(map(str, sizes)) or 'none'}: read may return less than you ask for"
-            )
-    if list(messages(Stream(b"", []).read, LIMIT)):
+        _compare(messages, limit, Stream(content, cuts), payloads, name)
+    if list(messages(Stream(b"").read, limit)):
         raise Wrong("a stream without a byte has no message")
-    for end in (2, 4, len(content) - 1):
-        try:
-            given = list(messages(Stream(content[:end], []).read, LIMIT))
-        except EOFError:
-            continue
-        raise Wrong(
-            f"the stream ended after {end} bytes, inside a message, and yours gave {len(given)} messages and no error: "
-            "raise EOFError"
-        )
-    _judge_limit(messages)
+    _judge_ends(messages, limit, payloads)
+    _judge_two(messages, limit, payloads)
+    _judge_limit(messages, limit)
     return f"{len(payloads)} messages, however the stream was cut; a cut one and one that is too long are told."
 
 
-def _judge_limit(messages: Callable[..., Any]) -> None:
-    stream = Stream((LIMIT + 1).to_bytes(4, "big") + bytes(LIMIT + 1), [])
+def _compare(messages: Callable[..., Any], limit: int, stream: Stream, payloads: list[bytes], name: str) -> None:
+    given: list[Any] = []
+    end = 0
     try:
-        list(messages(stream.read, LIMIT))
-    except ValueError:
-        taken = 4 + LIMIT + 1 - len(stream.left)
-        if taken > 4:
-            raise Wrong(
-                f"a message over the limit is refused after {taken} bytes: its length stands in the first 4"
-            ) from None
-    else:
-        raise Wrong(f"a length of {LIMIT + 1} bytes was accepted with a limit of {LIMIT}: raise ValueError")
-    at_limit = list(messages(Stream(_framed([bytes(LIMIT)]), []).read, LIMIT))
-    if at_limit != [bytes(LIMIT)]:
-        raise Wrong(f"a message of exactly {LIMIT} bytes is within the limit")
+        for message in messages(stream.read, limit):
+            given.append(message)
+            if len(given) > len(payloads):
+                break
+            end += 4 + len(payloads[len(given) - 1])
+            if given == payloads[: len(given)] and stream.asked_at >= end:
+                raise Wrong(
+                    f"message {len(given)} was complete, and yours read on before it gave it away: whoever waits for "
+                    "an answer sends nothing more"
+                )
+    except EOFError:
+        raise Wrong(
+            f"the stream came {name} and whole, and yours raised EOFError: read may return less than you ask for, and "
+            "a message may have 0 bytes"
+        ) from None
+    if given == payloads[: len(given)] and len(given) < len(payloads):
+        raise Wrong(
+            f"{len(payloads)} messages came {name}, and yours ended after {len(given)}. A message of 0 bytes is a "
+            "message, too, and the next one comes after it"
+        )
+    if given == [payload for payload in payloads if payload]:
+        raise Wrong("a message of 0 bytes is a message, too: yours left it out")
+    if given != payloads:
+        sizes = [len(message) if isinstance(message, bytes) else message for message in given]
+        raise Wrong(
+            f"messages of {', '.join(str(len(payload)) for payload in payloads)} bytes came {name}, and yours have "
+            f"{', '.join(map(str, sizes)) or 'none'}: read may return less than you ask for"
+        )
+
+
+def _judge_ends(messages: Callable[..., Any], limit: int, payloads: list[bytes]) -> None:
+    """Streams that end inside a message: in its length, behind it, before its last byte; in the first and in others."""
+    content = _framed(payloads)
+    for end in (2, 4, 7, 10, 14, len(content) - 3, len(content) - 5):
+        whole = [payload for at, payload in enumerate(payloads) if len(_framed(payloads[: at + 1])) <= end]
+        given: list[Any] = []
+        try:
+            given.extend(messages(Stream(content[:end]).read, limit))
+        except EOFError:
+            continue
+        told = f"{len(whole)} whole messages came, then" if whole else "there was"
+        raise Wrong(
+            f"{told} a part of one, and the stream ended inside a message, after {end} bytes: yours gave {len(given)} "
+            "messages and no error. Raise EOFError"
+        )
+
+
+def _judge_two(messages: Callable[..., Any], limit: int, payloads: list[bytes]) -> None:
+    """Two connections at the same time."""
+    cuts = range(0, len(_framed(payloads)), 7)
+    both = [payloads, payloads[::-1]]
+    readers = [iter(messages(Stream(_framed(each), cuts).read, limit)) for each in both]
+    given: list[list[Any]] = [[], []]
+    try:
+        for _ in payloads:
+            for place, reader in enumerate(readers):
+                given[place] += [next(reader, None)]
+    except (EOFError, ValueError):
+        given = []
+    if given != both:
+        raise Wrong("with two connections at the same time, the bytes of one get into the messages of the other")
+
+
+def _judge_limit(messages: Callable[..., Any], limit: int) -> None:
+    for size in (limit + 1, 2**31, 2**32 - 1):
+        stream = Stream(_framed([b"goal"]) + size.to_bytes(4, "big") + bytes(limit + 1), [8])
+        given: list[Any] = []
+        try:
+            for message in messages(stream.read, limit):
+                given.append(message)
+        except (ValueError, EOFError) as exc:
+            if stream.asked_at >= 12 or isinstance(exc, EOFError):
+                raise Wrong(
+                    f"a length of {size} bytes, and {limit} are allowed: yours read on, {stream.given - 12} bytes. Its "
+                    "length stands in the first 4: raise ValueError before you read more"
+                ) from None
+        else:
+            raise Wrong(f"a length of {size} bytes was accepted with a limit of {limit}: raise ValueError")
+        if given != [b"goal"]:
+            raise Wrong("a good message came before the one that is too long: give it away first")
+    for most in (limit, 3):
+        try:
+            at_limit = list(messages(Stream(_framed([bytes(most)])).read, most))
+        except ValueError:
+            at_limit = []
+        if at_limit != [bytes(most)]:
+            raise Wrong(f"a message of exactly {most} bytes is within a limit of {most}")
 
 
 FRAMING = TEXT.exercise("framing", _judge_framing)
@@ -145,38 +214,58 @@ FRAMING = TEXT.exercise("framing", _judge_framing)
 
 def _judge_resume(upload: Callable[..., Any]) -> str:
     random_ = random.Random()
-    data = random_.randbytes(random_.randrange(30_000, 50_000))
-    cuts = [random_.randrange(5_000, 9_000), random_.randrange(6_000, 9_000), None]
-    with Lab(rtt_ms=RTT_MS) as lab, UploadServer(lab.server, cuts=cuts) as server:
+    data = random_.randbytes(random_.randrange(60_000, 80_000))
+    cuts = [random_.randrange(5_000, 9_000) for _ in range(5)]
+    cuts.insert(random_.randrange(1, 5), 0)
+    with Lab(rtt_ms=RTT_MS) as lab:
+        received = _judge_upload(lab, upload, data, [*cuts, None], random_.randrange(2, 5))
+        _judge_upload(lab, upload, random_.randbytes(random_.randrange(1, 2000)), [None], 0)
+        _judge_upload(lab, upload, b"", [], 0)
+    return f"Cut {len(cuts) + 2} times, and the server received {received} bytes: none twice."
+
+
+def _judge_upload(lab: Lab, upload: Callable[..., Any], data: bytes, cuts: list[int | None], silent: int) -> int:
+    """One upload to a server of its own. Returns how many bytes came."""
+    with UploadServer(lab.server, cuts=cuts, silent=silent) as server:
 
         def connect() -> socket.socket:
-            if server.connections >= MOST_CONNECTIONS:
-                raise Wrong(
-                    f"{MOST_CONNECTIONS} connections, and the server has {len(server.content)} of {len(data)} bytes"
-                )
-            with lab.client:
-                return socket.create_connection(("server.lab", server.port), timeout=5)
+            if server.refused or server.connections >= MOST_CONNECTIONS:
+                raise _Enough
+            try:
+                with lab.client:
+                    return socket.create_connection(("server.lab", server.port), timeout=5)
+            except OSError as exc:
+                raise MeasurementFailed(f"no connection to the lab's server: {exc}") from exc
 
         gave_up = ""
         try:
             upload(connect, data)
         except (OSError, HTTPException) as exc:
             gave_up = describe(exc)
+        except _Enough:
+            gave_up = f"{server.connections} connections"
+        there = len(server.content)
     if server.refused:
-        asked, there = server.refused[0]
+        asked, had = server.refused[0]
         raise Wrong(
-            f"the server has {there} bytes, and yours went on at {asked}: it answers 409. What was sent need not have "
+            f"the server has {had} bytes, and yours went on at {asked}: it answers 409. What was sent need not have "
             "arrived: ask the server"
         )
-    if gave_up:
-        raise Wrong(f"the connection was lost, and your upload gave up ({gave_up}): connect again")
     if server.received > len(data):
         raise Wrong(f"the server received {server.received} bytes for {len(data)}: it said how many it had")
+    if server.connections >= MOST_CONNECTIONS:
+        raise Wrong(f"{MOST_CONNECTIONS} connections, and the server has {there} of {len(data)} bytes")
+    if gave_up:
+        raise Wrong(f"the connection was lost, and your upload gave up ({gave_up}): connect again")
     if server.content != data:
-        raise Wrong(f"your upload returned, and the server has {len(server.content)} of {len(data)} bytes")
+        raise Wrong(f"your upload returned, and the server has {there} of {len(data)} bytes")
     if server.told < len(data):
         raise Wrong("your upload returned, and no response had said that all is there: ask for the offset")
-    return f"Cut {len(cuts)} times, and the server received {server.received} bytes: none twice."
+    return server.received
+
+
+class _Enough(BaseException):
+    """Ends an upload that is wrong already. No Exception, so that a learner's ``except Exception`` lets it through."""
 
 
 RESUME = TEXT.exercise("resume", _judge_resume, deadline_s=15.0)

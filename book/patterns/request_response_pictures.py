@@ -54,7 +54,7 @@ def plot_uploads(uploads: Mapping[str, Sequence[tuple[float, int]]], size: int, 
     axes.set_ylim(0, 1.15 * size / 1000)
     axes.set_xlabel("seconds")
     axes.set_ylabel("kB at the server")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="lower center")
     style.set_title(axes, title)
     style.add_note(figure, f"Dotted: the whole file. {origin(tier, 'Run')}")
     return Picture(figure, f"{title}. {'; '.join(words)}.")

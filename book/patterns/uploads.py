@@ -28,7 +28,9 @@ class UploadServer(ThreadedServer):
         host: where it listens.
         port: 0 for a free one.
         cuts: for each of the first requests with a body: after how many bytes of it the connection is closed; None
-            takes the whole body, and closes before the response.
+            takes the whole body, and closes before the response. A body that ends before its cut leaves the rest of the
+            cut to the next request.
+        silent: the how-manieth HEAD gets no response, counted from 1; 0 for none.
 
     Attributes:
         content: what has arrived of the file.
@@ -39,13 +41,14 @@ class UploadServer(ThreadedServer):
         told: the largest offset that a response has told.
     """
 
-    def __init__(self, host: HostLike, port: int = 0, cuts: Sequence[int | None] = ()) -> None:
+    def __init__(self, host: HostLike, port: int = 0, cuts: Sequence[int | None] = (), silent: int = 0) -> None:
         super().__init__(host, port, scheme="http", name=None, backlog=16)
         self.content = bytearray()
         self.progress: list[tuple[float, int]] = []
         self.connections = self.received = self.told = 0
         self.refused: list[tuple[int, int]] = []
         self._cuts = list(cuts)
+        self._silent = silent
         self._turn = object()  # of the latest request: what an earlier one still brings is late
         self._turns = threading.Lock()
         self._start()
@@ -59,10 +62,11 @@ class UploadServer(ThreadedServer):
                 http.receive_data(connection.recv(65536))
             elif isinstance(event, h11.Request):
                 status = self.answer(http, event, connection)
-                fields = {"Upload-Offset": str(len(self.content)), "Content-Length": "0"}
-                connection.sendall(http.send(h11.Response(status_code=status, headers=list(fields.items()))) or b"")
-                connection.sendall(http.send(h11.EndOfMessage()) or b"")
-                self.told = max(self.told, len(self.content))
+                offset = len(self.content)
+                fields = {"Upload-Offset": str(offset), "Content-Length": "0"}
+                response = h11.Response(status_code=status, headers=list(fields.items()))
+                connection.sendall((http.send(response) or b"") + (http.send(h11.EndOfMessage()) or b""))
+                self.told = max(self.told, offset)
                 if http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
                     http.start_next_cycle()
             else:
@@ -75,6 +79,10 @@ class UploadServer(ThreadedServer):
             if request.method == b"PUT":
                 self._keep(0, b"")
             offset = int(dict(request.headers).get(b"upload-offset", b"0"))
+            if request.method == b"HEAD":
+                self._silent -= 1
+                if self._silent == 0:
+                    raise Cut("before the response to HEAD")
         if request.method != b"HEAD" and offset != len(self.content):
             self.refused.append((offset, len(self.content)))
             return 409
@@ -94,6 +102,8 @@ class UploadServer(ThreadedServer):
                     raise Cut(f"after {taken} bytes")
         if cut is None:
             raise Cut("before the response")
+        if cut > taken:
+            self._cuts.insert(0, cut - taken)
         return 200
 
     def _keep(self, offset: int, piece: bytes) -> None:
