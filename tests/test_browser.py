@@ -209,6 +209,26 @@ def test_the_queues_live(chromium: Any, jupyterlab: str) -> None:
     page.close()
 
 
+def test_two_tabs_of_the_chat_talk_to_each_other(chromium: Any, jupyterlab: str) -> None:
+    """The link that the notebook shows, opened twice; what one says over the lab's wire, both hear."""
+    page = open_and_run(chromium, jupyterlab, "01_patterns/03_push.ipynb")
+    link = cell(page, "Page(chat_server)").locator(".jp-OutputArea").get_by_role("link").first
+    tabs = []
+    for _ in range(2):
+        with page.context.expect_page(timeout=RUN_MS) as opened:
+            link.click()
+        opened.value.locator('ol[data-open="yes"]').wait_for(state="attached", timeout=RUN_MS)
+        tabs.append(opened.value)
+    for tab, words in zip(tabs, ("goal for home", "and one for away"), strict=True):
+        tab.get_by_placeholder("say something").fill(words)
+        tab.keyboard.press("Enter")
+        for each in tabs:
+            each.get_by_text(words).wait_for(timeout=RUN_MS)
+    assert all(tab.locator("li").all_inner_texts() == ["goal for home", "and one for away"] for tab in tabs)
+    keep_screenshot(tabs[0], "chat")
+    page.context.close()
+
+
 def test_a_link_opens_a_terminal_on_a_host(chromium: Any, jupyterlab: str, until: Callable[..., None]) -> None:
     """What is typed there runs on the lab's server; with the lab the terminal ends."""
     page = open_and_run(chromium, jupyterlab, "terminal.ipynb")

@@ -31,11 +31,11 @@ from book import Section, contents
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = {Path(section.path).with_suffix("").as_posix(): section for section in contents().written}
 LESSONS = {name: section for name, section in NOTEBOOKS.items() if not section.reference}
-# What needs a right, or what the kernel gives to root in another way, and the notebook that stands for it. A page for
-# the learner's browser (labkit.servers.page) is in no notebook yet.
+# What needs a right, or what the kernel gives to root in another way, and the notebook that stands for it.
 FACILITIES = {
     "captures, HTTP/3 and QUIC servers": "03_https/04_quic",
     "kernel settings, Fast Open, rules of the wire": "03_https/05_tfo_tls13",
+    "ASGI servers, a page for the learner's browser": "01_patterns/03_push",
     "queues by sock_diag": "04_execution/02_accept_queues",
     "processes of servers, their loads and their threads in the run queue": "04_execution/06_many_readers",
     "sockets that share a port, BPF, signals": "04_execution/09_sharding",
