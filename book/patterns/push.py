@@ -124,8 +124,13 @@ class Scores:
     def do(self, call: Callable[..., object], *args: object) -> None:
         """Run this in the server's loop. Raises Wrong where that does not come round."""
         done = threading.Event()
+
+        def run() -> None:
+            call(*args)
+            done.set()
+
         assert self.loop is not None
-        self.loop.call_soon_threadsafe(lambda: (call(*args), done.set()))
+        self.loop.call_soon_threadsafe(run)
         if not in_time(done.is_set, WAIT_S):
             raise Wrong("your code holds the server's event loop: nobody is served. Await something, or return")
         if self.faults:
@@ -302,7 +307,9 @@ def _judge_follow(follow: Callable[..., Any]) -> str:
         raise Wrong(f"event {twice} is in your list twice: a server may send again what you have")
     if given != expected:
         lost = sorted(set(expected) - set(given))
-        raise Wrong(f"events 1 to {count} were to come in their order; missing: {lost[:5]}, yours end with {given[-3:]}")
+        raise Wrong(
+            f"events 1 to {count} were to come in their order; missing: {lost[:5]}, and yours end with {given[-3:]}"
+        )
     for after, had in zip(server.asked, server.sent, strict=True):
         if after < had:
             raise Wrong(f"yours asked for the events behind {after} when it had all up to {had}: ask for what is new")
