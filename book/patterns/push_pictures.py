@@ -25,7 +25,7 @@ def plot_waiting(waiting: Mapping[str, Sequence[tuple[int, int]]], title: str, t
         axes.step(sent, kilobytes, where="post", color=colour, linestyle=line, linewidth=2, label=name)
         words.append(f"{name}: {max(kilobytes):.0f} kB at most, {kilobytes[-1]:.0f} kB at the end")
     axes.set_xlabel("messages of 10 kB said in the chat")
-    axes.set_ylabel("kB in the program for the slow client")
+    axes.set_ylabel("kB waiting")
     axes.set_ylim(0)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     style.set_title(axes, title)
