@@ -26,6 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 30.0
 
 
+def _at_a_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the suite may run under nohup, which a terminal does not
+
+
 class Learner:
     """A labkit shell in a terminal of 30 rows: what is typed, what stands on the screen."""
 
@@ -42,7 +47,7 @@ class Learner:
             env=environment,
             cwd=home,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_at_a_terminal,
         )
         os.close(slave)
         self.screen = ""
@@ -112,8 +117,9 @@ def script(tmp_path: Path, processes_of: Callable[[object], dict[int, str]]) -> 
     return run
 
 
-def test_a_learner_at_two_hosts(learner: Callable[..., Learner]) -> None:
+def test_a_learner_at_two_hosts(learner: Callable[..., Learner], require_program: Callable[[str], str]) -> None:
     """A server behind, a client in front, the wire's knobs and a capture, and the way out."""
+    require_program("curl")
     at = learner("--rtt-ms", "4", "--host", "proxy")
     said = at.sees(r"client\$ ")
     assert "client.lab" in said and "proxy.lab" in said and "Tier:" in said and "Ctrl-D" in said
@@ -214,7 +220,10 @@ def test_a_script_ends_at_the_first_line_that_fails(script: Callable[..., Any]) 
     assert (done.returncode, done.stdout, done.stderr) == (4, "", "")
 
 
-def test_a_script_that_does_what_it_says(script: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_script_that_does_what_it_says(
+    script: Callable[..., Any], tmp_path: Path, require_program: Callable[[str], str]
+) -> None:
+    require_program("ping")
     (tmp_path / "folder").mkdir()
     lines = "capture on\ncd folder\nping -c 1 -W 5 server.lab > ping\nsave x.pcapng\ncapture off\n"
     lines += "proxy set rtt_ms=6\ndelay 5 contains='GET /'\nremove all\nrules\nset proxy loss 0.25\ncounts\n"
@@ -302,7 +311,8 @@ def test_programs_on_loopback(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
             said("true")
 
 
-def test_a_cut_link_and_a_narrowed_capture(script: Callable[..., Any]) -> None:
+def test_a_cut_link_and_a_narrowed_capture(script: Callable[..., Any], require_program: Callable[[str], str]) -> None:
+    require_program("ping")
     lines = (
         "capture on\nping -c 1 -W 5 server.lab\nserver cut down\nping -c 1 -W 1 server.lab && exit 9 || true\nmend\n"
     )

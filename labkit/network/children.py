@@ -342,7 +342,10 @@ def _forkserver(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 LATE: patches.LateLayers = {
-    "multiprocessing.resource_tracker": [("ResourceTracker", "ensure_running", _outside)],
+    "multiprocessing.resource_tracker": [
+        ("ResourceTracker", "ensure_running", _outside),
+        ("ResourceTracker", "_launch", _outside),  # from Python 3.14 on `register` goes by it alone
+    ],
     "multiprocessing.forkserver": [("ForkServer", "ensure_running", _outside)],
     "multiprocessing.context": [("ForkServerProcess", "_Popen", _forkserver)],
 }

@@ -11,7 +11,8 @@ import pytest
 Start = Callable[..., "subprocess.Popen[str]"]
 
 TRY = """
-import gc, glob, json, os, sys, tempfile, threading
+import ctypes, gc, glob, json, os, sys, tempfile, threading
+ctypes.CFUNCTYPE(None)(print)  # from here on libffi may keep its own file open
 tempfile.tempdir = tempfile.mkdtemp()
 before = sorted(os.listdir("/proc/self/fd"))
 from labkit import Lab, LabUnavailable
