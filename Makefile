@@ -22,7 +22,7 @@ test: env
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
-	.venv/bin/pytest -n 3 $(ARGS)
+	.venv/bin/pytest -n 4 $(ARGS)
 
 test-all: override ARGS += --full
 test-all: test
