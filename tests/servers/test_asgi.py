@@ -66,6 +66,7 @@ def test_closing_ends_open_streams_and_silent_clients(
                 assert next(response.iter_raw()) == b"tick"
                 server.close()
         assert silent.recv(1) == b""
+    del client, response  # httpx's context keeps the lab's key log open
     gc.collect()
     assert leftovers() == set()
     assert len(os.listdir("/proc/self/fd")) == before
