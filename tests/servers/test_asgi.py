@@ -58,6 +58,7 @@ def test_a_websocket_crosses_the_wire(lab: Lab) -> None:
 def test_closing_ends_open_streams_and_silent_clients(
     lab: Lab, capfd: pytest.CaptureFixture[str], leftovers: Callable[[], set[str]]
 ) -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     server = AsgiServer(lab.server, app)
     with lab.client, socket.create_connection(("server.lab", 80), timeout=5) as silent:
