@@ -644,9 +644,13 @@ class Relay(Wire):
             timeout_s = 0
         for key, events in self.selector.select(timeout_s):
             for event, callback in zip((selectors.EVENT_READ, selectors.EVENT_WRITE), key.data, strict=True):
-                # An earlier one may have closed this socket.
-                if events & event and callback is not None and key.fileobj in self.selector.get_map():
+                if events & event and callback is not None and self.still_watched(key):
                     callback()
+
+    def still_watched(self, key: selectors.SelectorKey) -> bool:
+        """Whether no earlier callback has closed this socket, which then cannot be looked up itself."""
+        now = self.selector.get_map().get(key.fd)
+        return now is not None and now.fileobj is key.fileobj
 
     def run(self) -> None:
         """Carry until the notebook has gone."""

@@ -17,6 +17,7 @@ import pytest
 
 from labkit import Lab, LabClosed, Link
 from labkit.loopback.engine import Loopback
+from labkit.loopback.relay import Relay
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Until = Callable[..., None]
@@ -44,6 +45,27 @@ def numbers(lab: Lab, ours: socket.socket, theirs: socket.socket, count: int) ->
             arrived.append(int.from_bytes(theirs.recv(10), "big"))
         except BlockingIOError:
             return arrived
+
+
+def test_a_socket_that_an_earlier_callback_has_closed_is_not_served() -> None:
+    relay = Relay("token", seed=1)
+    pairs = [socket.socketpair() for _ in range(2)]
+    served = []
+
+    def close_all() -> None:
+        served.append(True)
+        for mine, _ in pairs:
+            relay.unwatch(mine)
+            mine.close()
+
+    for mine, theirs in pairs:
+        relay.watch(mine, close_all)
+        theirs.send(b"x")
+    relay.serve(0)
+    assert served == [True]
+    for sock in (relay.control_listener, relay.stream_listener, *(theirs for _, theirs in pairs)):
+        sock.close()
+    relay.selector.close()
 
 
 def engine_of(lab: Lab) -> Loopback:
