@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from book.learn.live import key_of
+from labkit.lab import Lab
 from labkit.network.host import Host
 from labkit.recorded import recall
 from labkit.services import Envoy
@@ -71,7 +72,7 @@ def installed(*services: type[Packaged]) -> Callable[[Callable[..., T]], Callabl
 
     def decorate(run: Callable[..., T]) -> Callable[..., T]:
         @functools.wraps(run)
-        def call(lab: Any, *args: Any) -> T:
+        def call(lab: Lab, *args: Any) -> T:
             missing = [service.program for service in services if not service.available()]
             if missing:
                 recording: T = recall(key_of(run, lab, args), tier=f"without {', '.join(missing)}")
@@ -83,8 +84,15 @@ def installed(*services: type[Packaged]) -> Callable[[Callable[..., T]], Callabl
     return decorate
 
 
-def how_to_install(*services: type[Packaged]) -> str:
-    """What of these is missing on this machine, and the command that brings it."""
+def where(lab: Lab, *services: type[Packaged]) -> str:
+    """The tier of what these measure: "recorded" where this lab, or a program that is missing, makes it a recorded run."""
+    return lab.tier if lab.can("kernel") and all(each.available() for each in services) else "recorded"
+
+
+def how_to_install(lab: Lab, *services: type[Packaged]) -> str:
+    """Whether these run here, and for what is missing the command that brings it."""
+    if not lab.can("kernel"):
+        return f"On the tier {lab.tier!r} you see recorded runs of {', '.join(each.__name__ for each in services)}"
     missing = [service for service in services if not service.available()]
     lines = [f"{each.__name__} is not installed, its runs are recorded ones: {each.install}" for each in missing]
     return "\n".join(lines) or "installed: " + ", ".join(each.__name__ for each in services)
