@@ -85,7 +85,7 @@ def installed(*services: type[Packaged]) -> Callable[[Callable[..., T]], Callabl
 
 
 def where(lab: Lab, *services: type[Packaged]) -> str:
-    """The tier of what these measure: "recorded" where this lab, or a program that is missing, makes it a recorded run."""
+    """The tier of what these measure; "recorded" where this lab or a missing program makes it a recorded run."""
     return lab.tier if lab.can("kernel") and all(each.available() for each in services) else "recorded"
 
 
