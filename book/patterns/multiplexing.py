@@ -9,8 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import httpx
-
 from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import describe
 from book.patterns.multiplexing_experiments import installed
@@ -29,6 +27,8 @@ PAUSES_S = (0.05, 0.2, 0.6)
 @recorded
 def two_streams(lab: Lab) -> Captured:
     """Two requests to an Envoy, one after the other, over one HTTP/2 connection."""
+    import httpx  # no judge needs it
+
     with Envoy(lab.server), lab.capture() as capture, lab.client:
         with httpx.Client(http1=False, http2=True, base_url="http://server.lab", timeout=10) as client:
             for team in ("home", "away"):
