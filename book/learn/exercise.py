@@ -163,12 +163,23 @@ def answer_of(source: str, name: str) -> Any:
 
 
 def _untouched(answer: Any, begun: Any) -> bool:
-    """Whether the learner has not begun: the starter's own value, or a function that does the same as the starter's."""
+    """Whether the learner has not begun: the starter's own value, or a function or class that does the same."""
     if answer is None or answer is ...:
         return True
     if inspect.isfunction(answer) and inspect.isfunction(begun):
         return _fingerprint(answer.__code__) == _fingerprint(begun.__code__)
+    if inspect.isclass(answer) and inspect.isclass(begun):
+        return answer.__bases__ == begun.__bases__ and _members(answer) == _members(begun)
     return type(answer) is type(begun) and bool(answer == begun)
+
+
+def _members(of: type) -> dict[str, Any]:
+    """What a class defines, whatever file and line it stands in: methods by what they do, and its own attributes."""
+    return {
+        name: _fingerprint(member.__code__) if inspect.isfunction(member) else member
+        for name, member in vars(of).items()
+        if inspect.isfunction(member) or not name.startswith("__")
+    }
 
 
 def _fingerprint(code: CodeType) -> tuple[Any, ...]:

@@ -89,6 +89,19 @@ def test_a_judge_that_finds_no_kernel_is_not_available(double: Exercise, monkeyp
     assert "cannot be read" in verdict.reason
 
 
+def judge_any(answer: type) -> str:
+    return f"{answer.__name__} is there."
+
+
+def test_a_class_is_untouched_until_a_member_differs(double: Exercise) -> None:
+    starter = "class Pool:\n    size = 1\n    def take(self):\n        return self.size"
+    wording = Wording("t", starter, starter, "e", ("a", "b"), ())
+    exercise = replace(double, judge=judge_any, source=wording)
+    assert exercise.check(answer_of("\n\n" + starter, "Pool")).outcome == "not attempted"
+    for changed in (starter.replace("= 1", "= 2"), starter.replace("self.size", "None")):
+        assert check(exercise, changed).outcome == "right"
+
+
 def test_the_outcomes(double: Exercise) -> None:
     begun = double.wording.starter
     for untouched in (None, ..., answer_of(begun, "double"), answer_of("\n\n" + begun, "double")):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import socket
 import threading
 from collections.abc import Callable
@@ -58,8 +57,6 @@ def test_a_websocket_crosses_the_wire(lab: Lab) -> None:
 def test_closing_ends_open_streams_and_silent_clients(
     lab: Lab, capfd: pytest.CaptureFixture[str], leftovers: Callable[[], set[str]]
 ) -> None:
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
     server = AsgiServer(lab.server, app)
     with lab.client, socket.create_connection(("server.lab", 80), timeout=5) as silent:
         with httpx.Client() as client, connect("ws://server.lab/chat"):
@@ -70,7 +67,6 @@ def test_closing_ends_open_streams_and_silent_clients(
     del client, response  # httpx's context keeps the lab's key log open
     gc.collect()
     assert leftovers() == set()
-    assert len(os.listdir("/proc/self/fd")) == before
     assert len(server.log) == 0, "what was cut off by closing is no error"
     assert capfd.readouterr() == ("", "")
 
