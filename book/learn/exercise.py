@@ -163,12 +163,18 @@ def answer_of(source: str, name: str) -> Any:
 
 
 def _untouched(answer: Any, begun: Any) -> bool:
-    """Whether the learner has not begun: the starter's own value, or a function that does the same as the starter's."""
+    """Whether the learner has not begun: the starter's own value, or a function or class that does the same."""
     if answer is None or answer is ...:
         return True
     if inspect.isfunction(answer) and inspect.isfunction(begun):
         return _fingerprint(answer.__code__) == _fingerprint(begun.__code__)
+    if inspect.isclass(answer) and inspect.isclass(begun):
+        return _methods(answer) == _methods(begun)
     return type(answer) is type(begun) and bool(answer == begun)
+
+
+def _methods(answer: type) -> dict[str, tuple[Any, ...]]:
+    return {name: _fingerprint(each.__code__) for name, each in vars(answer).items() if inspect.isfunction(each)}
 
 
 def _fingerprint(code: CodeType) -> tuple[Any, ...]:
