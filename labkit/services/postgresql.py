@@ -86,6 +86,8 @@ class PostgreSQL(Packaged):
         return str(self._folder / name)
 
     def _prepare(self) -> None:
+        if (self.directory / "data").exists():
+            return  # it is started again
         method = "scram-sha-256" if self.password else "trust"
         words = [self.tool("initdb"), "-D", "data", "-U", self.user, "-E", "UTF8", "--no-locale", "--no-sync"]
         words += ["-A", method, *(["--pwfile", "password"] if self.password else [])]

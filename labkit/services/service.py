@@ -321,6 +321,29 @@ class Service:
                 self.host.engine.signal_program(program.pid, signal.SIGKILL)
         processes.end(family)
 
+    def kill(self) -> None:
+        """End it as a power cut would, by SIGKILL: what it has not yet written is lost. See ``start_again``."""
+        self.ready()
+        with self._close_lock:
+            family = processes.family(self._pids())
+            for program in self._programs[::-1]:
+                program.close(self._patience_s, signal.SIGKILL)
+            processes.end(family)
+
+    def start_again(self) -> Self:
+        """Start what was killed or has ended, in the directory where it has left its data; wait until it is ready.
+
+        Raises:
+            LabError: it still runs. What ``ready`` raises.
+        """
+        self._settled.wait()
+        if self.running:
+            raise LabError(f"{self!r} still runs: kill() ends it")
+        self._settled.clear()
+        self._failure = None
+        self._start()
+        return self.ready()
+
     def close(self) -> None:
         """End it and all that it started; its directory goes, its log stays. Twice is fine, and while it starts.
 

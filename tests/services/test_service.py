@@ -292,6 +292,23 @@ def test_closing_the_lab_while_it_starts(processes_of: Processes, monkeypatch: p
         Service(lab.server, ["sleep", "100"], ready=80)
 
 
+def test_what_was_killed_starts_again_where_its_data_lie(shared: Lab) -> None:
+    with Service(shared.server, WORDS, ready=8080, files=FILES) as service:
+        with pytest.raises(LabError, match="still runs: kill"):
+            service.start_again()
+        (service.directory / "answer").write_text("written by itself")
+        service.kill()
+        assert not service.running
+        with pytest.raises(LabError, match="ended by itself, with -9"):
+            service.ready()
+        assert service.start_again() is service
+        assert service.running
+        assert answer(shared) == b"written by itself"
+        service.kill()
+    with pytest.raises(LabClosed):
+        service.start_again()
+
+
 INTERRUPTED = """
 import sys, threading
 from labkit import Lab
