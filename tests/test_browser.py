@@ -152,7 +152,7 @@ def test_the_learners_loop(chromium: Any, jupyterlab: str) -> None:
     run_all(page)
     row = cell(page, "overview()").locator("tr", has=page.get_by_role("link", name="Welcome"))
     assert "✓" in row.inner_text()
-    assert "Go on here: Communication basics" in cell(page, "overview()").inner_text()
+    assert "Go on here: Request–response" in cell(page, "overview()").inner_text()
     assert cell(page, "ask(connect_ms, who)").locator("input[type=text]").input_value() == "40"
     cell(page, "overview()").scroll_into_view_if_needed()
     keep_screenshot(page, "overview")

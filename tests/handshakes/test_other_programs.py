@@ -12,6 +12,7 @@ from labkit import Lab
 from labkit.handshakes import measure
 from labkit.handshakes.phases import begins, connections, evidence, timeline
 from labkit.servers import EarlyDataServer, HttpServer
+from labkit.waiting import fewest
 
 RTT_MS = 100
 
@@ -135,7 +136,9 @@ def test_curl_needs_as_many_round_trips(
 def test_curl_with_fast_open_saves_a_round_trip(lab: Lab, require_program: Callable[[str], str]) -> None:
     curl = [require_program("curl"), "-sS", "--tcp-fastopen", "-o", "/dev/null"]
     with HttpServer(lab.server, fast_open=True, port=8080) as server:
-        (_, warm_up, *_), (phases, rtts, _, line) = requests_of(lab, [[*curl, server.url]] * 2)
+        ((_, warm_up, *_),) = requests_of(lab, [[*curl, server.url]])
+        # A SYN that the kernel has to send again goes without data: a pause of the machine can only add.
+        phases, rtts, _, line = fewest(lambda: requests_of(lab, [[*curl, server.url]])[0], lambda run: run[1], 1)
     assert (warm_up, rtts) == (2, 1)
     assert phases == {"tcp": 0, "tls": 0, "request": 1}
     facts = evidence(line)

@@ -142,7 +142,7 @@ def test_ladders_of_the_runs(finished: Race) -> None:
         assert "GET / HTTP/1.1" in ladder.rows[0].label
         assert ladder.rows[0].sent_ms == 0
     for run in (3, -4):
-        with pytest.raises(InvalidValue, match=f"run={run}: there were 3"):
+        with pytest.raises(InvalidValue, match=f"run={run}: give a whole number from -3 to 2"):
             measured.ladder(run)
 
 

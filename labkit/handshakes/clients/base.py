@@ -48,7 +48,8 @@ class Client:
     """
 
     def __init__(self, host: HostLike, server: Server, *, timeout_s: float = 10.0) -> None:
-        checks.instance("server", server, Server, "a server of the lab, for instance HttpServer(lab.server)")
+        if not hasattr(server, "url"):
+            raise checks.wrong("server", server, "give a server of the lab, for instance HttpServer(lab.server)")
         check_host("host", host)
         checks.number("timeout_s", timeout_s, 0.001, 86_400, unit="seconds")
         self.host = host
