@@ -160,6 +160,7 @@ def test_a_running_labs_wire_as_a_stream(open_lab: Lab, require_program: Callabl
 def test_lines_in_a_lab_of_its_own_as_a_stream(require_program: Callable[[str], str], tmp_path: Path) -> None:
     """What programs say goes elsewhere where standard output is the stream."""
     program = require_program("tshark")
+    require_program("ping")
     words = [
         sys.executable,
         "-m",
