@@ -60,7 +60,7 @@ def test_http3(record):
     assert "QPACK_MAX_TABLE_CAPACITY 4096" in streams(recording, 2)[1][1]
     assert [name for name, _, _ in streams(recording, 3)] == ["control", "SETTINGS"]
     assert {streams(recording, number)[0][0] for number in (6, 10)} == {"QPACK encoder", "QPACK decoder"}
-    assert recording.packets[data.last].what.startswith("1-RTT: STREAM 0[DATA …]")
+    assert "STREAM 0[DATA …]" in recording.packets[data.last].what  # behind an ACK, where a pause left one to send
 
 
 def test_zero_rtt(record):
