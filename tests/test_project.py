@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -115,6 +116,15 @@ def test_apt_lists_are_sorted(path: str) -> None:
     packages = entries(path)
     assert packages == sorted(set(packages))
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9.+-]+", package) for package in packages), packages
+
+
+@pytest.mark.parametrize("project", [PYPROJECT, BOOK], ids=lambda project: project["project"]["name"])
+def test_each_dependency_stands_once(project: dict[str, Any]) -> None:
+    """With one reason: two people may each add what both need."""
+    lists = [project["project"]["dependencies"], *project["project"].get("optional-dependencies", {}).values()]
+    for each in lists:
+        names = [canonicalize_name(Requirement(line).name) for line in each]
+        assert sorted(set(names)) == sorted(names)
 
 
 def test_every_apt_package_names_its_program(apt_programs: dict[str, str]) -> None:
