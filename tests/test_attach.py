@@ -19,6 +19,8 @@ from labkit.network import attach
 from labkit.servers import HttpServer
 
 ROOT = Path(__file__).resolve().parent.parent
+LABKIT = [sys.executable, "-m", "labkit"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture
@@ -29,9 +31,8 @@ def open_lab() -> Any:
 
 
 def labkit(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "labkit", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("variables", {})}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, **options)
+    environment = {**ENVIRONMENT, **options.pop("variables", {})}
+    return subprocess.run([*LABKIT, *words], env=environment, capture_output=True, text=True, timeout=60, **options)
 
 
 def test_a_shell_on_a_host_of_a_running_lab(open_lab: Lab) -> None:
@@ -66,11 +67,10 @@ def test_it_ends_with_the_lab_at_once(processes_of: Callable[[object], dict[int,
     """A shell ignores SIGTERM, and the lab does not wait for it."""
     with Lab(rtt_ms=0) as lab:
         lab.open_door()
-        words = [sys.executable, "-m", "labkit", "attach", "--lab", str(lab.directory), "server", "sh", "-c"]
+        words = [*LABKIT, "attach", "--lab", str(lab.directory), "server", "sh", "-c"]
         words += ["trap '' TERM; echo there; cat"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         there = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
         )
         assert there.stdout is not None
         assert there.stdout.readline() == b"there\r\n"
@@ -83,17 +83,21 @@ def test_it_ends_with_the_lab_at_once(processes_of: Callable[[object], dict[int,
 
 def test_who_goes_away_ends_the_program(open_lab: Lab, until: Callable[..., None]) -> None:
     """SIGKILL of the attached terminal: its program gets the hang-up."""
-    words = [sys.executable, "-m", "labkit", "attach", "--lab", str(open_lab.directory), "server"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [*LABKIT, "attach", "--lab", str(open_lab.directory), "server"]
     there = subprocess.Popen(
-        [*words, "sh", "-c", "echo there; cat; nc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        [*words, "sh", "-c", "echo there; cat; nc"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
     )
     assert there.stdout is not None and there.stdin is not None
     assert there.stdout.readline() == b"there\r\n"
-    inside = lambda: open_lab.server.run(["sh", "-c", "grep -l '^echo there' /proc/*/cmdline 2>/dev/null"]).stdout  # noqa: E731
+
+    def inside() -> bool:
+        found = open_lab.server.run(["sh", "-c", "grep -l '^echo there' /proc/*/cmdline 2>/dev/null"])
+        return "proc" in found.stdout
+
+    assert inside()
     there.kill()
     there.communicate()
-    until(lambda: "proc" not in inside())
+    until(lambda: not inside())
 
 
 def test_another_user_is_not_let_in(open_lab: Lab) -> None:
@@ -140,9 +144,8 @@ def tshark(path: str, program: str, wanted: str, *words: str, **options: Any) ->
 def test_a_running_labs_wire_as_a_stream(open_lab: Lab, require_program: Callable[[str], str]) -> None:
     """`| tshark -r -` opens TLS with the secrets that stand in the stream, before the packets that need them."""
     program = require_program("tshark")
-    words = [sys.executable, "-m", "labkit", "capture", "--lab", str(open_lab.directory), "-w", "-"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    source = subprocess.Popen(words, stdout=subprocess.PIPE, env=environment)
+    words = [*LABKIT, "capture", "--lab", str(open_lab.directory), "-w", "-"]
+    source = subprocess.Popen(words, stdout=subprocess.PIPE, env=ENVIRONMENT)
     assert source.stdout is not None
     first = os.read(source.stdout.fileno(), 8)  # it captures from now on
     with HttpServer(open_lab.server, tls="1.3") as server:
@@ -161,21 +164,8 @@ def test_lines_in_a_lab_of_its_own_as_a_stream(require_program: Callable[[str], 
     """What programs say goes elsewhere where standard output is the stream."""
     program = require_program("tshark")
     require_program("ping")
-    words = [
-        sys.executable,
-        "-m",
-        "labkit",
-        "capture",
-        "--rtt-ms",
-        "4",
-        "-w",
-        "-",
-        "ping -c 1 server.lab",
-        "server",
-        "echo $((6 * 7))",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, env=environment, timeout=60)
+    words = [*LABKIT, "capture", "--rtt-ms", "4", "-w", "-", "ping -c 1 server.lab", "server", "echo $((6 * 7))"]
+    done = subprocess.run(words, capture_output=True, env=ENVIRONMENT, timeout=60)
     assert done.returncode == 0, done.stderr
     assert b"1 received" in done.stderr and b"42" in done.stderr
     assert tshark("-", program, "icmp", "-e", "icmp.type", input=done.stdout) == ["8", "0"]
