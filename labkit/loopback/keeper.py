@@ -18,7 +18,6 @@ one when it has ended. Standard library only: it runs without site-packages.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import select
@@ -29,6 +28,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from labkit.network import forked
 
 LOOK_EVERY_S = 1.0
 GOODBYE = 0
@@ -57,46 +58,13 @@ class Keeper:
                 raise Ended
             request += data
         words = json.loads(request)
-        # Closed by a successful exec, so an empty read says that the program runs (as in subprocess).
-        error_read, error_write = os.pipe()
-        self.program = os.fork()
-        if self.program == 0:
-            self.become(words, error_write)
-        os.close(error_write)
-        with open(error_read, "rb") as pipe:
-            report = pipe.read()
-        if report:
-            os.waitpid(self.program, 0)
-            self.tell(json.loads(report))
+        try:
+            self.program = forked.start(words["argv"], words["env"], words["cwd"], end_with_keeper)
+        except OSError as exc:
+            self.tell({"errno": exc.errno, "error": exc.strerror})
             return
         self.program_runs = True
         self.tell({"pid": self.program})
-
-    def become(self, words: dict[str, Any], error_write: int) -> None:
-        """In the forked child: execute the program. Never returns."""
-        try:
-            os.setsid()
-            if sys.platform == "linux":
-                from labkit.network.namespaces import end_with_parent
-
-                end_with_parent()
-            if os.isatty(0):
-                from labkit.network.helper import take_terminal
-
-                take_terminal(0)
-            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-                with contextlib.suppress(OSError, ValueError):
-                    signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            signal.set_wakeup_fd(-1)
-            os.chdir(words["cwd"])
-            os.execvpe(words["argv"][0], words["argv"], words["env"])
-        except OSError as exc:
-            os.write(error_write, json.dumps({"errno": exc.errno, "error": exc.strerror}).encode())
-        except ValueError as exc:  # a null character in an argument
-            os.write(error_write, json.dumps({"errno": errno.EINVAL, "error": str(exc)}).encode())
-        finally:
-            os._exit(127)
 
     def tell(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # nobody listens any more
@@ -166,6 +134,13 @@ class Keeper:
         while not self.goodbye and os.getppid() == self.notebook and time.monotonic() < deadline:
             time.sleep(0.005)
         return os.getppid() != self.notebook
+
+
+def end_with_keeper() -> None:
+    if sys.platform == "linux":
+        from labkit.network.namespaces import end_with_parent
+
+        end_with_parent()
 
 
 def children() -> list[int]:

@@ -19,8 +19,6 @@ Runs as ``python -I -S`` (no site-packages: 20 ms instead of 200), so standard l
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import os
 import select
 import signal
@@ -29,7 +27,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from labkit.network import rpc
+from labkit.network import forked, rpc
 from labkit.network.addresses import PREFIX6
 from labkit.network.namespaces import (
     CLONE_NEWNET,
@@ -245,18 +243,17 @@ class Helper:
         self, request: dict[str, Any], descriptors: list[int], reply_socket: socket.socket
     ) -> tuple[rpc.Reply, list[int]] | None:
         """Start a program on a host. Answers twice: when it is executing (or cannot), and when it has ended."""
-        # Closed by a successful exec, so an empty read says that the program runs (as in subprocess).
-        error_read, error_write = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            self.become(request, descriptors, error_write)
-        os.close(error_write)
-        with open(error_read, "rb") as pipe:
-            report = pipe.read()
-        if report:
-            os.waitpid(pid, 0)
-            failure = json.loads(report)
-            raise OSError(failure["errno"], failure["error"])
+        host = self.hosts[request["host"]]
+
+        def enter() -> None:
+            setns(host.namespace, CLONE_NEWNET)
+            if host.uts is not None:
+                setns(host.uts, CLONE_NEWUTS)
+            for target, descriptor in enumerate(descriptors[:3]):
+                os.dup2(descriptor, target)
+            keep_network_capabilities()
+
+        pid = forked.start(request["argv"], request["env"], request["cwd"], enter)
         self.programs[pid] = reply_socket
         self.poll.register(reply_socket, 0)  # which tells when its other end has gone
         with contextlib.suppress(rpc.Disconnected):
@@ -269,34 +266,6 @@ class Helper:
         for pid, waiting in self.programs.items():
             if waiting.fileno() == descriptor:
                 os.killpg(pid, signal.SIGKILL)
-
-    def become(self, request: dict[str, Any], descriptors: list[int], error_write: int) -> None:
-        """In the forked child: enter the host and execute the program. Never returns."""
-        try:
-            os.setsid()
-            host = self.hosts[request["host"]]
-            setns(host.namespace, CLONE_NEWNET)
-            if host.uts is not None:
-                setns(host.uts, CLONE_NEWUTS)
-            for target, descriptor in enumerate(descriptors[:3]):
-                os.dup2(descriptor, target)
-            if os.isatty(0):
-                take_terminal(0)
-            # A notebook in the background of a script ignores some by inheritance, and so would the program.
-            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-                signal.signal(number, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            signal.set_wakeup_fd(-1)
-            if request["cwd"] is not None:
-                os.chdir(request["cwd"])
-            keep_network_capabilities()
-            os.execvpe(request["argv"][0], request["argv"], request["env"])
-        except OSError as exc:
-            os.write(error_write, json.dumps({"errno": exc.errno, "error": exc.strerror}).encode())
-        except ValueError as exc:  # a null character in an argument
-            os.write(error_write, json.dumps({"errno": errno.EINVAL, "error": str(exc)}).encode())
-        finally:
-            os._exit(127)
 
     def signal_program(self, request: dict[str, Any], *_: object) -> tuple[rpc.Reply, list[int]]:
         """Signal a program and the processes it started, which share its session's process group."""
@@ -350,15 +319,6 @@ class Helper:
                         rpc.answer_one(self.control, self.handlers)
                 except rpc.Disconnected:
                     return
-
-
-def take_terminal(descriptor: int) -> None:
-    """Make it this session's terminal: Ctrl-C and its end are signals to the program. One of another session stays."""
-    import fcntl  # few programs have a terminal, and every lab's start waits for imports
-    import termios
-
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
 def enter_namespaces() -> None:
