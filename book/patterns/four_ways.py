@@ -8,7 +8,6 @@ Polling, long polling and the WebSocket are here, in the fewest lines; what the 
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping
@@ -114,7 +113,7 @@ def pushed(ticker: Ticker) -> Starlette:
         last = 0
         while last < ticker.planned:
             for event in await run_in_threadpool(ticker.wait_after, last, HOLD_S):
-                await socket.send_text(json.dumps({"number": event.number, "text": event.text}))
+                await socket.send_text(encode([event]).decode())
                 last = event.number
         await socket.close()
 
@@ -147,7 +146,7 @@ def opens_socket(received: Received, upto: int, port: int = PORT) -> None:
     uri = f"ws://server.lab:{port}/events"
     with connect(uri, compression=None, ping_interval=None, proxy=None, open_timeout=PATIENCE_S) as socket:
         while received.last < upto:
-            received.note(json.loads(socket.recv(PATIENCE_S))["number"])
+            received.note(*decode(socket.recv(PATIENCE_S)))
 
 
 OTHERS = {"polling": Way(polled, polls), "long polling": Way(held, waits), "WebSocket": Way(pushed, opens_socket)}
@@ -193,7 +192,7 @@ def side_by_side(lab: Lab, ways: Mapping[str, Way], every_s: float, events: int 
     }
 
 
-def in_time(capture: Captured, client: str = "client", server: str = "server") -> int:
+def came_before_the_last(capture: Captured, client: str = "client", server: str = "server") -> int:
     """How many events had reached the client when the last one left the server, read from the packets.
 
     Args:

@@ -25,7 +25,7 @@ TEXT = Text(__file__)
 
 RTT_MS = 10
 PORT = 8080
-MOST = 400  # lines, or connections, of a stream with a few events
+MOST = 400  # lines of a judged stream: more than its events, comments and empty lines together
 
 
 def events_app(stream: Callable[[str], Any]) -> Starlette:

@@ -101,11 +101,11 @@ class Ticker:
 
 
 def encode(events: Iterable[Event]) -> bytes:
-    """Events as JSON, as all patterns send them: ``[{"number": 1, "text": "home 1:0"}]``."""
+    """Events as JSON, for answers and WebSocket messages: ``[{"number": 1, "text": "home 1:0"}]``."""
     return json.dumps([{"number": event.number, "text": event.text} for event in events]).encode()
 
 
-def decode(body: bytes) -> list[int]:
+def decode(body: bytes | str) -> list[int]:
     """The numbers of the events in what ``encode`` made."""
     return [event["number"] for event in json.loads(body)]
 
