@@ -10,23 +10,17 @@ Sources: packet(7), Documentation/networking/packet_mmap.rst (TPACKET_V3), linux
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
-import mmap
 import os
-import select
 import socket
 import struct
 
 from labkit.network.ring import (
     PACKET_OUTGOING,
-    PACKET_RX_RING,
-    PACKET_STATISTICS,
-    PACKET_VERSION,
-    SOL_PACKET,
     TP_STATUS_KERNEL,
     TP_STATUS_USER,
+    PacketRing,
     RingFrame,
 )
 
@@ -56,7 +50,7 @@ class _Store(io.FileIO):
         self.following: _Store | None = None
 
 
-class BlockRing:
+class BlockRing(PacketRing):
     """The frames of one namespace, on every interface.
 
     An interrupt between any two steps of these methods loses no frame and doubles none: what was done is written down
@@ -73,29 +67,16 @@ class BlockRing:
     """
 
     def __init__(self, packet_socket: socket.socket) -> None:
-        self.socket = packet_socket
         self._blocks = BLOCKS
         self.frames: list[RingFrame] = []
         first = _Store()
         self._taken = 0, first, 0  # blocks so far, the store that they go to, and how many bytes of it are in use
         self._read = first, 0, 0  # the store that is read, up to which byte, and how many frames there are so far
         self._back = 0  # blocks that were handed back
-        self._dropped = 0
-        try:
-            packet_socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
-            # struct tpacket_req3. The size of slots counts for nothing here, and has to fit all the same.
-            slots = BLOCKS * BLOCK_BYTES // 2048
-            request = struct.pack("=IIIIIII", BLOCK_BYTES, BLOCKS, 2048, slots, RETIRE_MS, 0, 0)
-            packet_socket.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
-            self._memory = mmap.mmap(packet_socket.fileno(), BLOCKS * BLOCK_BYTES)
-            self.dropped()
-            self._dropped = 0  # what came before the ring was there was not asked for
-        except OSError:
-            packet_socket.close()
-            raise
-
-    def fileno(self) -> int:
-        return self.socket.fileno()
+        # struct tpacket_req3. The size of slots counts for nothing here, and has to fit all the same.
+        slots = BLOCKS * BLOCK_BYTES // 2048
+        request = struct.pack("=IIIIIII", BLOCK_BYTES, BLOCKS, 2048, slots, RETIRE_MS, 0, 0)
+        super().__init__(packet_socket, TPACKET_V3, request, BLOCKS * BLOCK_BYTES, ignore_outgoing=False)
 
     def collect(self) -> int:
         """Take the blocks that are handed over out of the kernel's memory, unread. Returns how many those were."""
@@ -159,24 +140,6 @@ class BlockRing:
                 return
             else:
                 self._read = store.following, 0, count  # and the memory of the store that was read is free
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until a block is handed over; False at the deadline."""
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
-
-    def dropped(self) -> int:
-        """Frames that the kernel found no room for, since the ring was made."""
-        _, dropped, _ = struct.unpack("=III", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 12))
-        self._dropped += dropped  # the kernel's own count starts again at every look
-        return self._dropped
-
-    def close(self) -> None:
-        """Stop capturing and give the ring back; what was collected can still be read. Closing twice is fine."""
-        self.socket.close()
-        with contextlib.suppress(BufferError):
-            self._memory.close()
 
 
 def _read(blocks: bytes, start: int) -> tuple[list[RingFrame], int]:

@@ -47,7 +47,7 @@ from labkit.network.namespaces import (
     unshare,
 )
 from labkit.network.netlink import IFF_NOARP, IFF_UP, RouteSocket, turn_offloads_off
-from labkit.network.ring import WIRE_BYTES, RingAhead
+from labkit.network.ring import RingAhead
 
 ENTERED = "entered"  # a file in the lab's directory: processes of the notebook's may be on hosts
 STRAYS_S = 5.0
@@ -434,7 +434,7 @@ def helper_main(
     if wire_pid == 0:
         control.close()
         # The kernel takes some 10 ms for a ring, and Python for the wire's modules: both at once.
-        rings = [RingAhead(WIRE_BYTES) for _ in range(min(interfaces, MOST_RINGS_AHEAD))]
+        rings = [RingAhead() for _ in range(min(interfaces, MOST_RINGS_AHEAD))]
         from labkit.network import wire
 
         wire.main(wire_control, seed, rings)

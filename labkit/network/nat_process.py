@@ -105,8 +105,8 @@ class Port:
     """An interface from which packets come and to which they go."""
 
     def __init__(self, interface: str) -> None:
-        packet_socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self.ring = Ring(packet_socket, interface, ignore_outgoing=True)
+        self.ring = Ring(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        self.ring.bind(interface)
 
     def send(self, frame: bytes) -> None:
         try:

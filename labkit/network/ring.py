@@ -1,6 +1,6 @@
 """A packet socket's receive ring: frames that the kernel writes into shared memory, with its own time stamps.
 
-The wire reads its hosts' frames from such rings, and a capture reads its own. A ring is not bound by
+The wire reads its hosts' frames from such rings, and address translation its packets. A ring is not bound by
 ``net.core.rmem_max`` (208 KiB on most machines, about 90 full frames), so a reader that is held up for some
 milliseconds loses nothing; and what it does lose, the kernel counts.
 
@@ -27,7 +27,7 @@ TPACKET_V2 = 1
 TP_STATUS_KERNEL, TP_STATUS_USER = 0, 1
 PACKET_OUTGOING = 4
 
-WIRE_BYTES = 8 << 20  # of each ring of the wire
+WIRE_BYTES = 8 << 20  # of each ring of the wire and of address translation
 SLOT_BYTES = 1600  # header, address and a frame of 1514 bytes
 BLOCK_BYTES = 1 << 18
 SLOTS_PER_BLOCK = BLOCK_BYTES // SLOT_BYTES
@@ -47,14 +47,14 @@ class RingFrame(NamedTuple):
     data: bytes
 
 
-class Ring:
-    """The frames of one interface, or of every interface of a namespace.
+class PacketRing:
+    """What a packet socket's rings have in common: this one, and the one in blocks (labkit.network.blocks).
 
     Args:
-        packet_socket: an AF_PACKET socket, which the ring owns: protocol 0 to bind it to one interface,
-            ``socket.htons(ETH_P_ALL)`` to see every interface.
-        interface: name of the one interface, "" for every one.
-        size_bytes: memory for frames, a slot of 1600 bytes each, rounded up to 256 KiB.
+        packet_socket: an AF_PACKET socket, which the ring owns.
+        version: the layout of the ring.
+        request: the struct that asks for it.
+        size_bytes: its memory.
         ignore_outgoing: leave out what this namespace sends.
 
     Raises:
@@ -62,41 +62,66 @@ class Ring:
     """
 
     def __init__(
-        self,
-        packet_socket: socket.socket,
-        interface: str = "",
-        *,
-        size_bytes: int = 8 << 20,
-        ignore_outgoing: bool = False,
+        self, packet_socket: socket.socket, version: int, request: bytes, size_bytes: int, *, ignore_outgoing: bool
     ) -> None:
         self.socket = packet_socket
-        blocks = max(1, -(-size_bytes // BLOCK_BYTES))
-        self._offsets = [
-            block * BLOCK_BYTES + slot * SLOT_BYTES for block in range(blocks) for slot in range(SLOTS_PER_BLOCK)
-        ]
-        self._next = 0
         self._dropped = 0
         try:
-            packet_socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+            packet_socket.setsockopt(SOL_PACKET, PACKET_VERSION, version)
             if ignore_outgoing:
                 packet_socket.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-            request = struct.pack("=IIII", BLOCK_BYTES, blocks, SLOT_BYTES, len(self._offsets))
             _set_ring(packet_socket, request)
-            self._memory = mmap.mmap(packet_socket.fileno(), blocks * BLOCK_BYTES)
-            if interface:
-                self.bind(interface)
+            self._memory = mmap.mmap(packet_socket.fileno(), size_bytes)
             self.dropped()
             self._dropped = 0  # what came before the ring was there was not asked for
         except OSError:
             packet_socket.close()
             raise
 
-    def bind(self, interface: str) -> None:
-        """Take the frames of one interface from now on. For a socket of protocol 0, which has seen none so far."""
-        self.socket.bind((interface, ETH_P_ALL))
-
     def fileno(self) -> int:
         return self.socket.fileno()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until frames can be read; False at the deadline."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def dropped(self) -> int:
+        """Frames that the kernel found no room for, since the ring was made."""
+        _, dropped = struct.unpack("=II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        self._dropped += dropped  # the kernel's own count starts again at every look
+        return self._dropped
+
+    def close(self) -> None:
+        """Give the ring back, with what is in it; closing twice is fine."""
+        self.socket.close()
+        with contextlib.suppress(BufferError):
+            self._memory.close()
+
+
+class Ring(PacketRing):
+    """What arrives at one interface, a slot for each frame: it is there at once. None before ``bind``.
+
+    Args:
+        packet_socket: an AF_PACKET socket of protocol 0, which the ring owns.
+
+    Raises:
+        OSError: the kernel refused the ring; the socket is closed.
+    """
+
+    def __init__(self, packet_socket: socket.socket) -> None:
+        blocks = WIRE_BYTES // BLOCK_BYTES
+        self._offsets = [
+            block * BLOCK_BYTES + slot * SLOT_BYTES for block in range(blocks) for slot in range(SLOTS_PER_BLOCK)
+        ]
+        self._next = 0
+        request = struct.pack("=IIII", BLOCK_BYTES, blocks, SLOT_BYTES, len(self._offsets))
+        super().__init__(packet_socket, TPACKET_V2, request, WIRE_BYTES, ignore_outgoing=True)
+
+    def bind(self, interface: str) -> None:
+        """Take the frames of this interface from now on."""
+        self.socket.bind((interface, ETH_P_ALL))
 
     def frames(self, limit: int) -> Iterator[RingFrame]:
         """The frames that are there, at most `limit`, in order. Each slot goes back to the kernel when it was read."""
@@ -113,24 +138,6 @@ class Ring:
             self._next = at
             time_ns = seconds * 1_000_000_000 + nanoseconds
             yield RingFrame(time_ns, length, interface, kind == PACKET_OUTGOING, data)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for a frame; False at the deadline."""
-        poll = select.poll()
-        poll.register(self.socket, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
-
-    def dropped(self) -> int:
-        """Frames that the kernel found no room for, since the ring was made."""
-        _, dropped = struct.unpack("=II", self.socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
-        self._dropped += dropped  # the kernel's own count starts again at every look
-        return self._dropped
-
-    def close(self) -> None:
-        """Stop capturing and give the memory back; closing twice is fine."""
-        self.socket.close()
-        with contextlib.suppress(BufferError):
-            self._memory.close()
 
 
 def _set_ring(packet_socket: socket.socket, request: bytes) -> None:
@@ -151,14 +158,9 @@ def _libc() -> Any:
 
 
 class RingAhead:
-    """A ring that is made in a thread, for an interface that is not there yet.
+    """A ring that is made in a thread, for an interface that is not there yet."""
 
-    Args:
-        size_bytes: see Ring.
-    """
-
-    def __init__(self, size_bytes: int) -> None:
-        self._size = size_bytes
+    def __init__(self) -> None:
         self._made: Ring | OSError | None = None
         _libc()  # here, and not in the thread, which would have to wait for its turn after it
         self._thread = threading.Thread(target=self._make)
@@ -166,8 +168,7 @@ class RingAhead:
 
     def _make(self) -> None:
         try:
-            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-            self._made = Ring(sock, size_bytes=self._size, ignore_outgoing=True)
+            self._made = Ring(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
         except OSError as exc:
             self._made = exc
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from labkit.network import rpc
 from labkit.network.fate import Fate, Settings
-from labkit.network.ring import WIRE_BYTES, Ring, RingAhead
+from labkit.network.ring import Ring, RingAhead
 
 BATCH = 64
 # How long before a frame is due the wire stops sleeping and watches the clock. Waking from sleep takes 50 to 150 µs on
@@ -70,7 +70,7 @@ class Wire:
         }
 
     def plug_in(self, request: dict[str, Any]) -> Port:
-        ahead = self._rings.pop() if self._rings else RingAhead(WIRE_BYTES)
+        ahead = self._rings.pop() if self._rings else RingAhead()
         return Port(ahead.get(), request["interface"])
 
     # What the notebook asks for.
