@@ -37,6 +37,19 @@ from labkit.network.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_REPLACE,
+    ROUTE,
+    RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_PRIORITY,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+    RTPROT_STATIC,
     RouteSocket,
     attribute,
     attributes,
@@ -45,11 +58,7 @@ from labkit.network.netlink import (
 from labkit.network.ring import Ring
 from labkit.network.translation import ICMP, TCP, UDP, Translator
 
-RTM_NEWROUTE, RTM_GETROUTE, RTM_GETNEIGH = 24, 26, 30
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY = 1, 4, 5, 6
-TABLE_MAIN, STATIC, SCOPE_UNIVERSE, SCOPE_LINK, UNICAST = 254, 4, 0, 253, 1
 BEHIND = 1000  # metric of the routes out of the outside interface, which only this process takes
-ROUTE = struct.Struct("=BBBBBBBBI")
 MACS = bytes([2, 0, 0, 0, 2, 0]), bytes([2, 0, 0, 0, 2, 1])
 NAMES = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
 BATCH = 64
@@ -190,14 +199,14 @@ def routes_out(route: RouteSocket, index: int) -> list[tuple[int, bytes, bytes]]
     for body in list(route.ask(RTM_GETROUTE, ROUTE.pack(socket.AF_INET, *[0] * 8), NLM_F_DUMP)):
         said = attributes(body[ROUTE.size :])
         out = int(struct.unpack("=I", said[RTA_OIF])[0]) if RTA_OIF in said else 0
-        if out == index and body[4] == TABLE_MAIN:
+        if out == index and body[4] == RT_TABLE_MAIN:
             found.append((body[1], said.get(RTA_DST, b""), said.get(RTA_GATEWAY, b"")))
     return found
 
 
 def add_route(route: RouteSocket, length: int, prefix: bytes, gateway: bytes, index: int, metric: int) -> None:
-    scope = SCOPE_UNIVERSE if gateway else SCOPE_LINK
-    message = ROUTE.pack(socket.AF_INET, length, 0, 0, TABLE_MAIN, STATIC, scope, UNICAST, 0)
+    scope = RT_SCOPE_UNIVERSE if gateway else RT_SCOPE_LINK
+    message = ROUTE.pack(socket.AF_INET, length, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST, 0)
     message += attribute(RTA_DST, prefix) if prefix else b""
     message += attribute(RTA_GATEWAY, gateway) if gateway else b""
     message += attribute(RTA_OIF, struct.pack("=I", index)) + attribute(RTA_PRIORITY, struct.pack("=I", metric))

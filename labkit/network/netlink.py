@@ -1,7 +1,7 @@
-"""Links, addresses and neighbours by rtnetlink: the requests that a host needs.
+"""Links, addresses, neighbours and routes by rtnetlink: the requests that a host needs.
 
 pyroute2 does all of this and more, but importing it takes longer than a whole lab takes to come up.
-Sources: rtnetlink(7), veth(4), linux/if_link.h, linux/ip.h, linux/ethtool.h.
+Sources: rtnetlink(7), veth(4), linux/rtnetlink.h, linux/if_link.h, linux/ip.h, linux/ethtool.h.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator, Mapping
 
 RTM_GETLINK, LINK_HEADER_BYTES, IFLA_OPERSTATE, IF_OPER_UP, UP_S = 18, 16, 16, b"\6", 10.0
-RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWNEIGH = 16, 20, 21, 28
+RTM_NEWLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWNEIGH, RTM_GETNEIGH = 16, 20, 21, 28, 30
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_DUMP, NLM_F_CREATE = 1, 4, 0x100, 0x200, 0x300, 0x400
 NLMSG_ERROR, NLMSG_DONE, HEADER_BYTES = 2, 3, 16
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD = 1, 3, 4, 18, 26, 28
@@ -26,10 +27,14 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS, IFA_F_NODAD, IFA_F_PERMANENT = 1, 2, 8, 0x02, 0x80
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
 IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
+RT_TABLE_MAIN, RTPROT_STATIC, RTM_F_CLONED = 254, 4, 0x200
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE, RTN_UNICAST = 0, 253, 255, 1
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
 SIOCETHTOOL = 0x8946
 NLA_TYPE_MASK = 0x3FFF
 ETHERNET_MTU = 1500
 OFFLOADS = {"rx-checksum": 0x15, "tx-checksum": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}  # ETHTOOL_S…
+ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths of destination and source, …, scope, type, flags
 
 
 def attribute(kind: int, value: bytes) -> bytes:

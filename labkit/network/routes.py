@@ -19,9 +19,27 @@ from labkit.errors import InvalidValue, LabClosed
 from labkit.network.engine import Named, OnHost
 from labkit.network.netlink import (
     IFLA_IFNAME,
+    LINK_HEADER_BYTES,
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_REPLACE,
+    ROUTE,
+    RT_SCOPE_NOWHERE,
+    RT_SCOPE_UNIVERSE,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_METRICS,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTA_PRIORITY,
+    RTM_DELROUTE,
+    RTM_F_CLONED,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTN_UNICAST,
+    RTPROT_STATIC,
     RouteSocket,
     attribute,
     attributes,
@@ -31,14 +49,9 @@ from labkit.network.netlink import (
 if TYPE_CHECKING:
     from labkit.network.interface import Interface
 
-RTM_GETLINK, RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 18, 24, 25, 26
-RT_TABLE_MAIN, RTPROT_STATIC, RTM_F_CLONED = 254, 4, 0x200
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 6, 7, 8
 RTAX_MTU, RTAX_HOPLIMIT = 2, 10
-KINDS = {"unicast": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
+KINDS = {"unicast": RTN_UNICAST, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 _NAMES = {number: name for name, number in KINDS.items()}
-_HEADER = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, lengths of destination and source, …, scope, type, flags
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -109,8 +122,8 @@ class Routes:
         devices = self._devices()
         with self._open() as netlink:
             for family in (socket.AF_INET, socket.AF_INET6):
-                for body in netlink.ask(RTM_GETROUTE, _HEADER.pack(family, *[0] * 8), NLM_F_DUMP):
-                    table, flags = body[4], _HEADER.unpack_from(body)[8]
+                for body in netlink.ask(RTM_GETROUTE, ROUTE.pack(family, *[0] * 8), NLM_F_DUMP):
+                    table, flags = body[4], ROUTE.unpack_from(body)[8]
                     if table == RT_TABLE_MAIN and not flags & RTM_F_CLONED and body[7] in _NAMES:
                         found.append(_read(body, devices))
         return iter(sorted(found, key=lambda route: (route.ipv6, -route.prefix.prefixlen, route.metric)))
@@ -193,7 +206,7 @@ class Routes:
         """
         target = self._address(address)
         family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-        message = _HEADER.pack(family, target.max_prefixlen, *[0] * 7) + attribute(RTA_DST, target.packed)
+        message = ROUTE.pack(family, target.max_prefixlen, *[0] * 7) + attribute(RTA_DST, target.packed)
         devices = self._devices()
         with self._open() as netlink:
             (answer,) = netlink.ask(RTM_GETROUTE, message)
@@ -207,7 +220,9 @@ class Routes:
     def _devices(self) -> dict[int, str]:
         with self._open() as netlink:
             links = list(netlink.ask(RTM_GETLINK, link_header(), NLM_F_DUMP))
-        names = {struct.unpack_from("=i", body, 4)[0]: attributes(body[16:])[IFLA_IFNAME] for body in links}
+        names = {
+            struct.unpack_from("=i", body, 4)[0]: attributes(body[LINK_HEADER_BYTES:])[IFLA_IFNAME] for body in links
+        }
         return {index: name.rstrip(b"\0").decode() for index, name in names.items()}
 
     def _address(self, of: Named | str, argument: str = "address") -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -244,14 +259,14 @@ class Routes:
 
 def _message(prefix: Network, kind: int, scope: int, extra: Mapping[int, bytes]) -> bytes:
     family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
-    header = _HEADER.pack(family, prefix.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC if kind else 0, scope, kind, 0)
+    header = ROUTE.pack(family, prefix.prefixlen, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC if kind else 0, scope, kind, 0)
     destination = {RTA_DST: prefix.network_address.packed} if prefix.prefixlen else {}
     return header + b"".join(attribute(key, value) for key, value in {**destination, **extra}.items())
 
 
 def _read(body: bytes, devices: Mapping[int, str]) -> Route:
-    family, length, _, _, _, _, _, kind, _ = _HEADER.unpack_from(body)
-    said = attributes(body[_HEADER.size :])
+    family, length, _, _, _, _, _, kind, _ = ROUTE.unpack_from(body)
+    said = attributes(body[ROUTE.size :])
     metrics = attributes(said.get(RTA_METRICS, b""))
 
     def address(of: int) -> str:
