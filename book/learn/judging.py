@@ -22,6 +22,23 @@ END_S = 5.0
 LOOK_S = 0.02
 
 
+class Enough(BaseException):
+    """Ends an answer that is wrong already. No Exception, so that a learner's ``except Exception`` lets it through."""
+
+
+def connected(host: Host, port: int, timeout_s: float = 5.0) -> socket.socket:
+    """A connection from a host to a judge's own server, on the lab's server.
+
+    Raises:
+        MeasurementFailed: there is none, for which no answer is to blame.
+    """
+    try:
+        with host:
+            return socket.create_connection(("server.lab", port), timeout=timeout_s)
+    except OSError as exc:
+        raise MeasurementFailed(f"no connection to the lab's server: {exc}") from exc
+
+
 @contextlib.contextmanager
 def serving(host: Host, serve: Callable[..., Any], *arguments: Any, port: int = 8443) -> Iterator[socket.socket]:
     """Run a learner's ``serve(listener, *arguments)`` in a thread for the length of a block.

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from book.learn.grading import Wrong
+from book.learn.judging import Enough, connected
+from labkit.network.host import Host
 from labkit.servers.hosts import HostLike
 from labkit.servers.threaded import ThreadedServer
 
@@ -137,7 +138,6 @@ class ConfirmServer(ThreadedServer):
 
     Args:
         host: where it listens.
-        wanted: how many messages there are to be.
         window: how many may be unconfirmed.
         cuts: after how many messages, counted over all connections, one is cut, with what came last unconfirmed.
         refusals: which messages it refuses when it first sees them, by their ids.
@@ -149,14 +149,13 @@ class ConfirmServer(ThreadedServer):
         wrong: what a publisher must not do, the first of it.
     """
 
-    def __init__(self, host: HostLike, wanted: int, window: int, cuts: Sequence[int], refusals: set[int]) -> None:
+    def __init__(self, host: HostLike, window: int, cuts: Sequence[int], refusals: set[int]) -> None:
         super().__init__(host, 0, scheme="tcp", name=None, backlog=16)
         self.stored: dict[int, str] = {}
         self.confirmed: set[int] = set()
         self.sent: dict[int, int] = {}
         self.connections, self.most, self.wrong = 0, 0, ""
-        self._wanted, self._window = wanted, window
-        self._cuts, self._refusals = set(cuts), set(refusals)
+        self._window, self._cuts, self._refusals = window, set(cuts), set(refusals)
         self._start()
 
     def _converse(self, connection: socket.socket, peer: str) -> None:
@@ -210,15 +209,12 @@ class ConfirmServer(ThreadedServer):
         waiting.clear()
 
 
-def connector(lab_client: Any, server: ConfirmServer, most: int) -> Callable[[], socket.socket]:
-    """A publisher's ``connect``, which has an end."""
+def connector(host: Host, server: ConfirmServer, most: int) -> Callable[[], socket.socket]:
+    """A publisher's ``connect``. It raises Enough where something is wrong already, and after so many connections."""
 
     def connect() -> socket.socket:
-        if server.wrong:
-            raise Wrong(server.wrong)
-        if server.connections >= most:
-            raise Wrong(f"{most} connections, and {len(server.confirmed)} messages are confirmed")
-        with lab_client:
-            return socket.create_connection(("server.lab", server.port), timeout=10)
+        if server.wrong or server.connections >= most:
+            raise Enough
+        return connected(host, server.port, timeout_s=10)
 
     return connect

@@ -15,6 +15,7 @@ import h11
 
 from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import describe
+from book.learn.judging import Enough, connected
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.lab import Lab
@@ -125,16 +126,14 @@ def _judge_life(lab: Lab, follow: Callable[..., Any], script: Sequence[str], bat
 
         def ask(after: int) -> tuple[int, dict[str, str], list[int]]:
             life.asks(after)
-            try:
-                with lab.client:
-                    connection = HTTPConnection("server.lab", server.port, timeout=5)
-                    connection.connect()
-            except OSError as exc:
-                raise MeasurementFailed(f"no connection to the lab's server: {exc}") from exc
+            connection = HTTPConnection("server.lab", server.port)
+            connection.sock = connected(lab.client, server.port)
             try:
                 connection.request("GET", f"/events?after={after}")
                 response = connection.getresponse()
                 came = [int(number) for number in response.read().split(b",") if number]
+            except TimeoutError as exc:
+                raise MeasurementFailed("the lab's server did not answer in time: the machine is busy") from exc
             except HTTPException as exc:
                 raise ConnectionError("the connection ended before the response") from exc
             finally:
@@ -165,10 +164,6 @@ def _judge_life(lab: Lab, follow: Callable[..., Any], script: Sequence[str], bat
             f"yours were {given}, after {asked} requests"
         )
     return asked
-
-
-class Enough(BaseException):
-    """Ends a client that is wrong already. No Exception, so that the learner's ``except Exception`` lets it through."""
 
 
 class Life:

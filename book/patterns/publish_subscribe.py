@@ -8,7 +8,7 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import describe
-from book.learn.judging import in_time
+from book.learn.judging import Enough, in_time
 from book.patterns.brokers import PREFETCH, Client, ConfirmServer, QueueServer, connector
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
@@ -125,15 +125,19 @@ def _judge_confirms(publish: Callable[..., Any]) -> str:
     cuts = [random_.randrange(20, 25), random_.randrange(42, 48)]
     refusals = {random_.randrange(3, 12), len(bodies) - 1}
     with Lab(rtt_ms=RTT_MS) as lab:
-        with ConfirmServer(lab.server, len(bodies), window, cuts, refusals) as server:
+        with ConfirmServer(lab.server, window, cuts, refusals) as server:
             gave_up = ""
             try:
                 publish(connector(lab.client, server, MOST_CONNECTIONS), bodies, window)
             except OSError as exc:
                 gave_up = describe(exc)
+            except Enough:
+                pass
             confirmed = len(server.confirmed)
         if server.wrong:
             raise Wrong(server.wrong)
+        if server.connections >= MOST_CONNECTIONS and confirmed < len(bodies):
+            raise Wrong(f"{MOST_CONNECTIONS} connections, and {confirmed} of {len(bodies)} messages are confirmed")
         if gave_up:
             raise Wrong(f"a connection ended, and your publisher gave up ({gave_up}): connect again")
         if confirmed < len(bodies):

@@ -10,9 +10,9 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import describe
+from book.learn.judging import Enough, connected
 from book.patterns.uploads import UploadServer
 from labkit.capture.captured import Captured
-from labkit.errors import MeasurementFailed
 from labkit.lab import Lab
 from labkit.servers import HttpServer, Request, Response
 
@@ -230,19 +230,15 @@ def _judge_upload(lab: Lab, upload: Callable[..., Any], data: bytes, cuts: list[
 
         def connect() -> socket.socket:
             if server.refused or server.connections >= MOST_CONNECTIONS:
-                raise _Enough
-            try:
-                with lab.client:
-                    return socket.create_connection(("server.lab", server.port), timeout=5)
-            except OSError as exc:
-                raise MeasurementFailed(f"no connection to the lab's server: {exc}") from exc
+                raise Enough
+            return connected(lab.client, server.port)
 
         gave_up = ""
         try:
             upload(connect, data)
         except (OSError, HTTPException) as exc:
             gave_up = describe(exc)
-        except _Enough:
+        except Enough:
             gave_up = f"{server.connections} connections"
         there = len(server.content)
     if server.refused:
@@ -262,10 +258,6 @@ def _judge_upload(lab: Lab, upload: Callable[..., Any], data: bytes, cuts: list[
     if server.told < len(data):
         raise Wrong("your upload returned, and no response had said that all is there: ask for the offset")
     return server.received
-
-
-class _Enough(BaseException):
-    """Ends an upload that is wrong already. No Exception, so that a learner's ``except Exception`` lets it through."""
 
 
 RESUME = TEXT.exercise("resume", _judge_resume, deadline_s=15.0)
