@@ -56,40 +56,6 @@ def exchange(host: Host, name: str, port: int, request: Request) -> Response:
     return Response(response.status, fields, body)
 
 
-class Worker:
-    """A server and the sessions that it has; a restart is a new server, and whatever sessions it makes then.
-
-    Args:
-        host: where it runs.
-        handle: called with a request and the sessions.
-        make_sessions: called at each start, with the host.
-    """
-
-    def __init__(self, host: Host, handle: Callable[..., Response], make_sessions: Callable[[Host], Any]) -> None:
-        self.host, self._handle, self._make = host, handle, make_sessions
-        self.served = 0
-        self.start()
-
-    def start(self) -> None:
-        """A process that has just begun knows what ``make_sessions`` gives it."""
-        self.sessions = sessions = self._make(self.host)
-
-        def answer(request: Request) -> Response:
-            self.served += 1
-            return self._handle(request, sessions)
-
-        self._server = HttpServer(self.host, answer, port=WORKER_PORT)
-
-    def stop(self) -> None:
-        """It no longer listens, and its memory is gone."""
-        self._server.close()
-
-    def restart(self) -> None:
-        """Stop and start."""
-        self.stop()
-        self.start()
-
-
 class Restartable:
     """A server whose handler is made anew at each start: what the old one kept is gone.
 
@@ -101,21 +67,67 @@ class Restartable:
 
     def __init__(self, host: Host, port: int, make_handler: Callable[[], Callable[[Request], Response]]) -> None:
         self.host, self.port, self._make = host, port, make_handler
-        self.restart()
+        self.start()
+
+    def start(self) -> None:
+        """Listen, with a new handler."""
+        self._server = HttpServer(self.host, self._make(), port=self.port)
+
+    def stop(self) -> None:
+        """It no longer listens, and its memory is gone."""
+        self._server.close()
 
     def restart(self) -> None:
-        """Stop it, where it runs, and start."""
-        self._server = HttpServer(self.host, self._make(), port=self.port)  # the old one on this port is closed
+        """Stop and start."""
+        self.stop()
+        self.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._server.close()
+        self.stop()
 
 
-def at_once(*calls: Callable[[], object]) -> None:
-    """Call all of these at the same time, each in a thread. Raises what the first of them raised."""
+class Worker(Restartable):
+    """A server and the sessions that it has: after a restart those that it makes then.
+
+    Args:
+        host: where it runs.
+        handle: called with a request and the sessions.
+        make_sessions: called at each start, with the host.
+
+    Attributes:
+        sessions: what ``make_sessions`` gave it at its latest start.
+        served: how many requests it has had, over all starts.
+    """
+
+    def __init__(self, host: Host, handle: Callable[..., Response], make_sessions: Callable[[Host], Any]) -> None:
+        self.served = 0
+
+        def make_handler() -> Callable[[Request], Response]:
+            self.sessions = sessions = make_sessions(host)
+
+            def answer(request: Request) -> Response:
+                self.served += 1
+                return handle(request, sessions)
+
+            return answer
+
+        super().__init__(host, WORKER_PORT, make_handler)
+
+
+def at_once(*calls: Callable[[], object], patience_s: float = 2 * TIMEOUT_S) -> None:
+    """Call all of these at the same time, each in a thread.
+
+    Args:
+        calls: take nothing.
+        patience_s: to wait for each.
+
+    Raises:
+        what the first of them raised that raised anything.
+        MeasurementFailed: one has not ended.
+    """
     failed: list[BaseException] = []
 
     def run(call: Callable[[], object]) -> None:
@@ -128,7 +140,7 @@ def at_once(*calls: Callable[[], object]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(2 * TIMEOUT_S)
+        thread.join(patience_s)
     if failed:
         raise failed[0]
     if any(thread.is_alive() for thread in threads):
@@ -243,9 +255,13 @@ class Site:
 
 
 def lookups(capture: Captured, host: str = "store") -> tuple[int, int]:
-    """What asking a host costs: round trips (whatever it has to answer: a SYN, a request), and packets with payload."""
-    asked = [packet for packet in capture.messages if packet.transit.destination == host]
-    answered = [packet for packet in capture.messages if packet.transit.source == host]
+    """What asking a host costs: round trips (whatever it has to answer: a SYN, a request), and packets with payload.
+
+    What a busy machine made a kernel send again does not count.
+    """
+    packets = [packet for packet in capture.messages if not packet.retransmission]
+    asked = [packet for packet in packets if packet.transit.destination == host]
+    answered = [packet for packet in packets if packet.transit.source == host]
     waited = sum("SYN" in packet.flags or packet.payload > 0 for packet in asked)
     return waited, sum(packet.payload > 0 for packet in asked + answered)
 

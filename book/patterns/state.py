@@ -6,15 +6,15 @@ import random
 import secrets
 import string
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
 from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong
 from book.learn.grading import describe
-from book.patterns.sites import WORKER_PORT, Browser, Worker, cookies_of, exchange
+from book.patterns.sites import WORKER_PORT, Browser, Worker, at_once, cookies_of, exchange
 from labkit import MeasurementFailed
 from labkit.capture.captured import Captured
 from labkit.lab import Lab
@@ -242,24 +242,12 @@ class _Farm:
     def all_ask(self, browsers: Sequence[Browser], *targets: str) -> list[int]:
         """All at the same time, each these targets in their order. Returns the statuses."""
         statuses: list[int] = []
-        failed: list[BaseException] = []
 
         def use(browser: Browser) -> None:
-            try:
-                for target in targets:
-                    statuses.append(browser.ask(target))
-            except BaseException as exc:
-                failed.append(exc)
+            for target in targets:
+                statuses.append(browser.ask(target))
 
-        threads = [threading.Thread(target=use, args=(browser,), daemon=True) for browser in browsers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE_S)
-        if failed:
-            raise failed[0]
-        if len(statuses) < len(browsers) * len(targets):
-            raise MeasurementFailed("the users had no responses in time: the machine is busy")
+        at_once(*(partial(use, browser) for browser in browsers), patience_s=PATIENCE_S)
         return statuses
 
     def users_of(self, name: str) -> int:
