@@ -21,12 +21,12 @@ from labkit.handshakes import measure, race, server_for, variant
 from labkit.handshakes.clients import EarlyDataClient, QuicClient, TcpClient, TlsClient
 from labkit.load.load import load
 from labkit.load.server_process import ServerProcess
-from labkit.plots import Picture, live, plot_queues
+from labkit.plots import Picture, live, plot_queues, plot_tcp
 from labkit.queues.fill import fill
 from labkit.queues.history import Steps
 from labkit.queues.run_queue import threads_of, tree
 from labkit.queues.watch import Watch
-from labkit.servers import EarlyDataServer, Http3Server, HttpServer, Log, Page, Response
+from labkit.servers import AsgiServer, EarlyDataServer, Http3Server, HttpServer, Log, Page, Response
 from labkit.services import Envoy, HAProxy, Nginx, PostgreSQL, RabbitMQ, Service, Unbound
 
 NO_NUMBER = [math.nan, math.inf, -1, True, "5", None, [5]]
@@ -124,6 +124,8 @@ CALLS = [
     *rows(lambda _, host: HttpServer(host), "HttpServer", host=NO_HOST),
     *rows(lambda lab, **o: EarlyDataServer(lab.server, **o), "EarlyDataServer", port=NO_PORT, backlog=NO_WHOLE,
           fast_open=NO_FLAG, replay_protection=NO_FLAG, accept_early_data=NO_FLAG, handler=NO_FUNCTION),
+    *rows(lambda lab, **o: AsgiServer(lab.server, **{"app": print, **o}), "AsgiServer", app=NO_FUNCTION,
+          port=NO_PORT, tls=NO_FLAG, backlog=NO_WHOLE, name=NO_TEXT),
     *rows(lambda lab, **o: Http3Server(lab.server, **o), "Http3Server", port=NO_PORT, accept_early_data=NO_FLAG,
           single_use_tickets=NO_FLAG, handler=NO_FUNCTION, name=NO_TEXT),
     *rows(lambda lab, **o: server_for(variant("tcp"), lab.server, **o), "server_for", port=NO_PORT,
@@ -141,6 +143,7 @@ CALLS = [
     *rows(lambda lab, runs: measure(lab, "tcp", runs=runs), "measure", runs=[0, None, *NO_WHOLE]),
     *rows(lambda _, **o: live(None, **o), "live", every_s=[0, *NO_NUMBER], draw=NO_FUNCTION),  # type: ignore[arg-type]
     *rows(lambda _, **o: plot_queues(None, **o), "plot_queues", title=NO_TEXT, prediction=NO_TIME),  # type: ignore[arg-type]
+    *rows(lambda _, **o: plot_tcp(None, **o), "plot_tcp", title=NO_TEXT),  # type: ignore[arg-type]
     *rows(lambda lab, way: lab.client.cut(way), "Host.cut", way=["sideways", 5, None, ["up"]]),
     *rows(lambda lab, way: lab.client.interfaces["lab"].cut(way), "Interface.cut", way=["sideways", 5, None]),
     *rows(lambda lab, **o: lab.client.interfaces["lab"].set_link(**o), "Interface.set_link", seed=[1.5, True, "x"],

@@ -13,6 +13,7 @@ import ssl
 import threading
 from typing import TYPE_CHECKING, Any
 
+from labkit import checks
 from labkit.errors import NotReady
 from labkit.servers.background import CLOSE_TIMEOUT_S, START_TIMEOUT_S, Server
 from labkit.servers.hosts import HostLike
@@ -68,10 +69,12 @@ class AsgiServer(Server):
         backlog: int = 128,
         name: str | None = None,
     ) -> None:
+        self.tls = checks.flag("tls", tls)
         if port is None:
             port = 443 if tls else 80
         super().__init__(host, port, scheme="https" if tls else "http", name=name)
-        self.app, self.tls, self.backlog = app, tls, backlog
+        self.app = checks.function("app", app)
+        self.backlog = checks.whole("backlog", backlog, 0, 2**31 - 1)
         self._ready = threading.Event()
         self._listener: socket.socket | None = None
         self._thread: threading.Thread | None = None
