@@ -49,7 +49,8 @@ def write_pcapng(
     Returns:
         the number of packets written. Raises OSError where the file cannot be written.
     """
-    chosen = list(frames) if arrivals else _first_appearances(frames)
+    seen = Appearances()
+    chosen = [frame for frame in frames if arrivals or seen.first(frame)]
     numbers = {host: number for number, host in enumerate(dict.fromkeys(frame.host for frame in chosen))}
     blocks = [section_block("labkit, of another capture" if copied else "labkit")]
     blocks += [interface_block(host, (interfaces or {}).get(host, "")) for host in numbers]
@@ -84,18 +85,22 @@ def read_pcapng(path: str | os.PathLike[str]) -> tuple[list[Frame], str]:
     return found.frames, found.secrets
 
 
-def _first_appearances(frames: Iterable[Frame]) -> list[Frame]:
-    """Leave out the arrivals of frames whose sending was seen."""
-    in_flight: Counter[bytes] = Counter()
-    chosen = []
-    for frame in frames:
+class Appearances:
+    """Which looks at frames are the first, while they come in time order: the arrival of one that was sent is not."""
+
+    def __init__(self) -> None:
+        self._in_flight: Counter[bytes] = Counter()
+
+    def first(self, frame: Frame) -> bool:
+        """Whether this is a frame's first appearance."""
         if frame.sent:
-            in_flight[frame.data] += 1
-        elif in_flight[frame.data] > 0:
-            in_flight[frame.data] -= 1
-            continue
-        chosen.append(frame)
-    return chosen
+            self._in_flight[frame.data] += 1
+        elif frame.data in self._in_flight:
+            self._in_flight[frame.data] -= 1
+            if not self._in_flight[frame.data]:
+                del self._in_flight[frame.data]  # a stream goes on for hours
+            return False
+        return True
 
 
 def _padded(data: bytes) -> bytes:

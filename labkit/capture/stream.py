@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from labkit.capture.frames import Frame
-from labkit.capture.pcapng import interface_block, packet_block, secrets_block, section_block
+from labkit.capture.pcapng import Appearances, interface_block, packet_block, secrets_block, section_block
 
 if TYPE_CHECKING:
     from labkit.network.engine import Source
@@ -36,7 +36,7 @@ class PcapngStream:
         self._write = write
         self._numbers: dict[str, int] = {}
         self._secrets = ""
-        self._in_flight: dict[bytes, int] = {}
+        self._seen = Appearances()
         write(section_block() + b"".join(self._interface(host) for host in hosts))
 
     def _interface(self, host: str) -> bytes:
@@ -54,12 +54,7 @@ class PcapngStream:
             blocks.append(secrets_block(whole[len(self._secrets) :]))
             self._secrets = whole
         for frame in frames:
-            if frame.sent:
-                self._in_flight[frame.data] = self._in_flight.get(frame.data, 0) + 1
-            elif frame.data in self._in_flight:  # its arrival; it is there already
-                self._in_flight[frame.data] -= 1
-                if not self._in_flight[frame.data]:
-                    del self._in_flight[frame.data]
+            if not self._seen.first(frame):
                 continue
             if frame.host not in self._numbers:
                 blocks.append(self._interface(frame.host))
