@@ -12,7 +12,6 @@ _ADDRESSES = {CLIENT: bytes([192, 0, 2, 1]), SERVER: bytes([192, 0, 2, 2])}
 _PORTS = {CLIENT: 40000, SERVER: 80}
 _SYN, _SYN_ACK, _PSH_ACK = 0x02, 0x12, 0x18
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_HEADERS, _DATA, _SETTINGS, _END_STREAM, _END_HEADERS = 1, 0, 4, 0x1, 0x4
 
 
 def download(segments: int) -> list[Transit]:
@@ -25,21 +24,22 @@ def download(segments: int) -> list[Transit]:
 def http2(requests: int) -> list[Transit]:
     """So many requests of HTTP/2 on one connection, one after the other, each with a response of two frames."""
     from hpack import Encoder
+    from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame
 
     asks, answers = Encoder(), Encoder()
-    said = [(CLIENT, _PREFACE + _frame(_SETTINGS, 0, 0)), (SERVER, _frame(_SETTINGS, 0, 0))]
+    settings = SettingsFrame(0).serialize()
+    said = [(CLIENT, _PREFACE + settings), (SERVER, settings)]
     for number in range(requests):
         stream = 1 + 2 * number
         ask = [(":method", "GET"), (":path", f"/item/{number}"), (":scheme", "http"), (":authority", "server.lab")]
-        said.append((CLIENT, _frame(_HEADERS, _END_STREAM | _END_HEADERS, stream, asks.encode(ask))))
+        request = HeadersFrame(stream, asks.encode(ask), flags=["END_STREAM", "END_HEADERS"])
         answer = answers.encode([(":status", "200"), ("content-type", "text/plain"), ("content-length", "5")])
-        frames = _frame(_HEADERS, _END_HEADERS, stream, answer) + _frame(_DATA, _END_STREAM, stream, b"hello")
-        said.append((SERVER, frames))
+        response = (
+            HeadersFrame(stream, answer, flags=["END_HEADERS"]),
+            DataFrame(stream, b"hello", flags=["END_STREAM"]),
+        )
+        said += [(CLIENT, request.serialize()), (SERVER, b"".join(frame.serialize() for frame in response))]
     return list(_connection(said))
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack("!I", len(payload))[1:] + struct.pack("!BBI", kind, flags, stream) + payload
 
 
 def _connection(said: Iterable[tuple[str, bytes]]) -> Iterator[Transit]:
