@@ -12,7 +12,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Protocol
 
 from labkit.capture.dialogue import Piece, read_dialogue
 from labkit.capture.forwarding import find_forwarded
@@ -41,8 +40,8 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
     """
     on_wire = _seen_on_wire(transits)
     packets: list[Dissected] = []
-    conversations: list[_Conversation] = []
-    current: dict[Flow, _Conversation | None] = {}  # None: a protocol of which only the packets are named
+    conversations: list[_TcpConversation] = []
+    current: dict[Flow, _TcpConversation | None] = {}  # None: a protocol of which only the packets are named
     sendings: set[tuple[int, bytes]] = set()
     brought_by = find_forwarded(transits)  # what a router sends on is no packet of its own
     lost_later = _lost_later(transits, brought_by) if on_wire else set()
@@ -68,7 +67,8 @@ def dissect(transits: Sequence[Transit], secrets: KeyLog) -> list[Dissected]:
         flow = aliases.get(flow, flow)
         conversation = current.get(flow)
         if conversation is None or conversation.ends_before(decoded):
-            conversation = current[flow] = _begin_conversation(decoded)
+            readable = decoded.tcp is not None and not decoded.label
+            conversation = current[flow] = _TcpConversation() if readable else None
             if conversation is not None:
                 conversations.append(conversation)
         label = "datagram" if decoded.protocol == "UDP" and not decoded.label else decoded.label
@@ -166,26 +166,6 @@ def _read_icmp(packet: Dissected, icmp: Icmp, known: Container[Flow]) -> Dissect
     return replace(packet, messages=(message,), quoted=quoted)
 
 
-_Said = tuple[str, bool, tuple[Message, ...]]
-
-
-class _Conversation(Protocol):
-    """The packets of one flow, taken in one by one; then it tells what they say."""
-
-    def ends_before(self, decoded: Decoded) -> bool:
-        """Whether this packet begins another conversation with the same addresses and ports."""
-
-    def add(self, decoded: Decoded, from_client: bool, index: int, delivered: bool) -> _Said:
-        """Take in a packet, and tell its label, whether it repeats something, and what its own headers say."""
-
-    def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
-        """Name what was said: index of the packet → the messages that it carries."""
-
-
-def _begin_conversation(decoded: Decoded) -> _Conversation | None:
-    return _TcpConversation() if decoded.tcp is not None and not decoded.label else None
-
-
 class _TcpConversation:
     """One TCP connection: its streams may be of a known protocol, TLS, a protocol inside TLS, or unknown data."""
 
@@ -194,9 +174,13 @@ class _TcpConversation:
         self.port = 0
 
     def ends_before(self, decoded: Decoded) -> bool:
+        """Whether this packet begins another connection with the same addresses and ports."""
         return decoded.tcp is not None and self.connection.is_new(decoded.tcp)
 
-    def add(self, decoded: Decoded, from_client: bool, index: int, delivered: bool) -> _Said:
+    def add(
+        self, decoded: Decoded, from_client: bool, index: int, delivered: bool
+    ) -> tuple[str, bool, tuple[Message, ...]]:
+        """Take in a packet, and tell its label, whether it repeats something, and what its own headers say."""
         assert decoded.tcp is not None
         self.port = decoded.destination_port if from_client else decoded.source_port
         repeats = self.connection.add(decoded, from_client, index, delivered)
@@ -210,6 +194,7 @@ class _TcpConversation:
         return " + ".join(part for part in (name, cookie, size) if part), repeats, control
 
     def messages(self, secrets: KeyLog) -> dict[int, list[Message]]:
+        """Name what was said: index of the packet → the messages that it carries. Call it once, at the end."""
         self.connection.settle()
         sides = {side: self.connection.streams[side].assemble() for side in (True, False)}
         starts = {side: _tls_start(chunks[0]) if chunks else None for side, chunks in sides.items()}

@@ -172,8 +172,7 @@ class _Walker:
             rejected = level == "early" and self._session.early_accepted is False
             self._add("Application data", level, start, end, data, rejected=rejected, role="data")
         else:
-            name = _RECORD_NAMES.get(kind, f"record of type {kind}")
-            self._add(f"malformed {name}" if kind == ALERT else name, level, start, end, data)
+            self._add(_RECORD_NAMES.get(kind, f"record of type {kind}"), level, start, end, data)
 
     def _open(self, header: bytes, body: bytes) -> tuple[int, bytes] | None:
         """Try the present TLS 1.3 keys, then those that come after them."""
