@@ -83,6 +83,14 @@ def test_navigation_is_that_of_the_contents(section: Section) -> None:
     assert (first.get("id"), last.get("id")) == (navigation.TOP, navigation.BOTTOM)
 
 
+@EACH_LESSON
+def test_its_end_leads_on(section: Section) -> None:
+    source, shown = navigation.ending(contents(), section)
+    (stored,) = [cell["outputs"] for cell in cells_of(section) if cell["source"] == source]
+    told = [{kind: "".join(text) for kind, text in output["data"].items()} for output in stored]
+    assert told in ([shown], []), f"{section.path}: book contents --write"  # without, where it was not run yet
+
+
 def test_the_readme_has_the_contents() -> None:
     begin, end = navigation.README_MARKS
     text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,5 +1,7 @@
 """What is written into notebooks and README from elsewhere: navigation, tasks and starters, the table of contents.
 
+The stored output of a section's last call, ``done``, names the next section, so it is written, too.
+
 ``expected`` says what must stand there; a test compares, and ``book contents --write`` writes it.
 """
 
@@ -13,6 +15,7 @@ import nbformat
 
 from book.learn.contents import Contents, Section
 from book.learn.exercise import Exercise
+from book.learn.overview import Done
 from labkit.errors import InvalidValue
 
 TOP, BOTTOM = "navigation-top", "navigation-bottom"  # ids of cells
@@ -59,6 +62,12 @@ def expected(book: Contents, section: Section) -> dict[str, str]:
     return cells if section.reference else cells | exercise_cells(section.module)
 
 
+def ending(book: Contents, section: Section) -> tuple[str, dict[str, str]]:
+    """The cell that ends a section, and what it shows: by MIME type."""
+    shown = Done(section, book.neighbours(section)[1])
+    return f'done("{section.id}")', {"text/plain": repr(shown), "text/html": shown._repr_html_()}
+
+
 def exercise_cells(module: ModuleType) -> dict[str, str]:
     """For each exercise its task, its starter with the check below it, and what unfolds hints and solution."""
     names = {id(value): name for name, value in vars(module).items() if isinstance(value, Exercise)}
@@ -95,6 +104,11 @@ def write(book: Contents, root: Path) -> list[Path]:
             if cell_id not in by_id:
                 raise InvalidValue(f"{path} has no cell with the id {cell_id!r}: make one, with any text")
             by_id[cell_id].source = text
+        source, shown = ending(book, section)
+        for cell in notebook.cells:
+            if cell.source == source:
+                for output in cell.outputs:
+                    output.data.update(shown)
         changed += _save(path, nbformat.writes(notebook) + "\n")  # type: ignore[no-untyped-call]
     path = root / "README.md"
     begin, end = README_MARKS
