@@ -172,7 +172,7 @@ def _judge_held(held: Callable[..., Any]) -> str:
         story = f"events {last - 4} to {last} are kept"
         server.expect(server.ask(lab.client, last - 2), [last - 1, last], f"{story}, a client has {last - 2}")
         server.expect(
-            server.ask(lab.client, last - 5), list(range(last - 4, last + 1)), f"{story}, a client has the 1 before"
+            server.ask(lab.client, last - 5), list(range(last - 4, last + 1)), f"{story}, a client has {last - 5}"
         )
         gone = f"{story}, and a client has {last - 6}: one that it needs is gone"
         server.expect(server.ask(lab.client, last - 6), "gone", gone)
