@@ -35,37 +35,9 @@ from labkit.network.inside import being, current_host
 # What libraries start to look at the machine (platform, ctypes.util, uuid, torch): nothing of it uses a network.
 HARMLESS = frozenset(
     (
-        *(
-            "arch",
-            "arp",
-            "cat",
-            "cc",
-            "clang",
-            "echo",
-            "false",
-            "fc-list",
-            "file",
-            "gcc",
-            "getconf",
-            "id",
-            "ifconfig",
-            "ip",
-        ),
-        *(
-            "ld",
-            "ldconfig",
-            "ls",
-            "lsb_release",
-            "lscpu",
-            "nproc",
-            "nvidia-smi",
-            "objdump",
-            "ps",
-            "pwd",
-            "sleep",
-            "stty",
-        ),
-        *("sw_vers", "sysctl", "true", "tput", "tty", "uname", "which", "whoami"),
+        *("arch", "arp", "cat", "cc", "clang", "echo", "false", "fc-list", "file", "gcc", "getconf", "id", "ifconfig"),
+        *("ip", "ld", "ldconfig", "ls", "lsb_release", "lscpu", "nproc", "nvidia-smi", "objdump", "ps", "pwd", "sleep"),
+        *("stty", "sw_vers", "sysctl", "true", "tput", "tty", "uname", "which", "whoami"),
     )
 )
 HARMLESS_GIT = frozenset(
@@ -74,6 +46,7 @@ HARMLESS_GIT = frozenset(
         *("status", "symbolic-ref"),
     )
 )
+GIT_OPTIONS = ("-C", "-c", "--git-dir", "--work-tree")  # which have a value
 FIRST_FREE = 10  # a descriptor above those that a program may expect at a place
 
 _settled: tuple[int, OnHost] | None = None  # this process, if it was forked onto a host: it may go to others
@@ -117,12 +90,23 @@ def _namespaces(host: OnHost, program: str, arguments: Sequence[Any]) -> Mapping
         return host.namespaces()
     except NotAvailableHere as exc:
         name, words = os.path.basename(program), [os.fsdecode(word) for word in arguments[1:]]
-        if name in HARMLESS or (name == "git" and any(word in HARMLESS_GIT for word in words)):
+        if name in HARMLESS or (name == "git" and _git_command(words) in HARMLESS_GIT):
             return None
         raise NotAvailableHere(
             f"{program!r}, started inside `with lab.{host.name}:`, would use this machine's network: {exc}. "
             f"Start it outside the block; where a lab has a kernel's network it runs on the host, as by {ways_in(host)}"
         ) from None
+
+
+def _git_command(words: Sequence[str]) -> str:
+    """The first word that is no option: "show" asks nobody, and "remote show" a server."""
+    rest = iter(words)
+    for word in rest:
+        if word in GIT_OPTIONS:
+            next(rest, None)
+        elif word == "--version" or not word.startswith("-"):
+            return word
+    return ""
 
 
 def plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import select
@@ -275,6 +276,7 @@ class TestOnLoopback:
                 lambda: os.posix_spawn("/usr/bin/curl", ["curl"], {}),
                 lambda: os.system("curl http://server.lab/"),
                 lambda: subprocess.run(["git", "fetch"]),
+                lambda: subprocess.run(["git", "remote", "show", "origin"]),
             ):
                 with pytest.raises(NotAvailableHere, match=r"lab\.client\.run"):
                     start()
@@ -291,6 +293,9 @@ class TestOnLoopback:
             assert (ctypes.util.find_library("c"), platform.architecture()) == expected
             subprocess.run(["uname", "-a"], check=True, capture_output=True)
             subprocess.run(["uname"], check=True, capture_output=True)
+            for words in (["--version"], ["-C", os.sep, "--no-pager", "status"]):
+                with contextlib.suppress(FileNotFoundError):  # a machine without git
+                    subprocess.run(["git", *words], capture_output=True)
             child = os.fork()
             if child == 0:
                 os.execv("/bin/true", ["true"])
