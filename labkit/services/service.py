@@ -239,9 +239,9 @@ class Service:
             self._seconds = time.monotonic() - started
         except BaseException as exc:
             self._failure = exc
+            self._end_programs()
             if self._thread is None:
                 raise
-            self._end_programs()
         finally:
             self._settled.set()
 
