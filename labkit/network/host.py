@@ -83,10 +83,7 @@ class Host:
         Raises:
             InvalidValue: an unknown field or a value out of its range; nothing was changed.
         """
-        checks.optional(checks.whole, "seed", seed)
-        link = self.link.changed(**changes)
-        self.engine.set_link(self.name, link, seed)
-        return link
+        return next(iter(self.interfaces.values())).set_link(seed=seed, **changes)
 
     def cut(self, way: str = "both") -> Cut:
         """Cut the host's links: what is sent from now on gets lost, and neither end is told. What is under way arrives.
