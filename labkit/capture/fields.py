@@ -42,10 +42,12 @@ class Cursor:
 
 def printable(data: bytes, limit: int = 80) -> str:
     """Bytes from the network as text that is safe to show: one line, no control characters."""
-    text = data[: limit + 1].decode("latin-1")
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else "?" for c in text)
-    return shortened(text, limit)
+    return shortened(without_controls(data[: limit + 1].decode("latin-1")), limit)
+
+
+def without_controls(text: str, instead: str = "?") -> str:
+    """Text with a sign in place of each character that a terminal or a page would not show as one."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else instead for c in text)
 
 
 def shortened(text: str, limit: int = 80) -> str:

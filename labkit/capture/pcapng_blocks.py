@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from labkit.capture.fields import without_controls
 from labkit.capture.file_content import CUT, CaptureFile, Damaged
 
 SECTION = b"\x0a\x0d\x0d\x0a"  # the same in both byte orders, so that it is found in both
@@ -211,4 +212,4 @@ class _Reader:
 
 def _text(value: bytes) -> str:
     """UTF-8 as text that is safe to show."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in value[:200].decode(errors="replace"))
+    return without_controls(value[:200].decode(errors="replace"), "\ufffd")

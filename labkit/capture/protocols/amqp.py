@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from labkit.capture.fields import Cursor, Truncated
+from labkit.capture.fields import Cursor, Truncated, without_controls
 from labkit.capture.messages import Role
 from labkit.capture.protocol import Certainty, Opening, Side, StreamProtocol
 
@@ -200,7 +200,7 @@ def _said(found: dict[str, Any]) -> str:
 
 def _text(data: bytes) -> str:
     """UTF-8 as one line that is safe to show; a short string has 255 bytes at most."""
-    return "".join(c if c.isprintable() else "?" for c in data.decode(errors="replace"))
+    return without_controls(data.decode(errors="replace"))
 
 
 STREAM = Amqp

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from labkit.capture.fields import shortened, without_controls
 from labkit.capture.messages import Role
 from labkit.capture.protocol import Certainty, HandOver, Opening, Side, StreamProtocol
 
@@ -179,7 +180,7 @@ class PostgreSQL(StreamProtocol):
         elif name in ("Query", "Parse"):
             statement = body if name == "Query" else body.partition(_NUL)[2]
             sql = _text(statement.partition(_NUL)[0], _KEPT)
-            said = sql if len(sql) <= _SHOWN else sql[: _SHOWN - 1] + "…"
+            said = shortened(sql, _SHOWN)
             more = {"start_line": sql}
         elif read := _WORDS.get(name):
             said = read(body)
@@ -214,8 +215,7 @@ def _in_the_middle(data: bytes | bytearray, from_client: bool) -> bool:
 def _text(data: bytes, limit: int = 80) -> str:
     """UTF-8 as one line that is safe to show."""
     line = " ".join(data[: 4 * limit].decode(errors="replace").split())
-    line = "".join(character if character.isprintable() else "?" for character in line)
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return shortened(without_controls(line), limit)
 
 
 def _error(body: bytes) -> str:
