@@ -17,8 +17,6 @@ from labkit.errors import InvalidValue, LabError, NotAvailableHere
 if TYPE_CHECKING:
     from labkit.lab import Lab
 
-PICTURES = (".png", ".svg", ".pdf")  # of labkit.plots.picture, which loads matplotlib
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -111,9 +109,11 @@ def _lab_options(command: argparse.ArgumentParser) -> None:
 
 def _picture(name: str) -> Path:
     """Refuse a file that cannot be written before anything is measured for it."""
+    from labkit.plots.picture import FORMATS  # matplotlib is loaded for who wants a picture
+
     path = Path(name)
-    if path.suffix.lower() not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{name!r}: end it in {', '.join(PICTURES)}")
+    if path.suffix.lower() not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{name!r}: end it in {', '.join(FORMATS)}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{name!r} cannot be written: name a file in a folder that is there")
     return path
@@ -209,7 +209,7 @@ def _capture(options: argparse.Namespace) -> int:
         screens = (2, 2) if target == 1 else (1, 2)
         console = ending.enter_context(contextlib.closing(Console(lab, terminal=False, screens=screens)))
         try:
-            return console.follow(options.lines, "line {}")
+            return console.follow(options.lines)
         finally:
             lab.wire.settle()
             live.close()
