@@ -10,26 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from labkit.capture import protocol as about
 from labkit.capture.dialogue import Piece, read_dialogue
 from labkit.capture.messages import Found
 from labkit.capture.protocols import stream_protocols
 
-NEW = """
-from labkit.capture.protocol import Certainty, Opening, Side, StreamProtocol
-
-class Echo(StreamProtocol):
-    ports = frozenset({7})
-
-    @classmethod
-    def recognise(cls, opening: Opening) -> Certainty:
-        return Certainty.MAYBE if opening.port == 7 and opening.client_begins else Certainty.NO
-
-    def receive(self, side: Side) -> None:
-        while (end := side.data.find(b"\\n")) >= 0:
-            side.take(end + 1, "Echo", "line", role="request" if side.from_client else "response")
-
-STREAM = Echo
-"""
+# The example that the module's docstring gives.
+NEW = "from labkit.capture.protocol import Certainty, Opening, Side, StreamProtocol\n\n" + textwrap.dedent(
+    "\n".join(line for line in (about.__doc__ or "").splitlines() if line.startswith("    ") or not line)
+)
 USE = """
 import json, sys
 import labkit.capture.protocols as protocols
