@@ -17,7 +17,7 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import Deadline, describe
-from book.learn.judging import serving
+from book.learn.judging import killed_by_itself, serving
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.handshakes.phases import begins, connections
@@ -257,29 +257,14 @@ def _two_at_once(shop: _Shop, handle: Handle) -> list[tuple[int, bytes]]:
 
 
 def _killed_in_between(shop: _Shop, handle: Handle, request: Request) -> bool:
-    """Run the handler in a process that dies as soon as the row of the charge is written. Whether it came so far.
-
-    Raises:
-        MeasurementFailed: it came nowhere in time, though it did before.
-    """
+    """Run the handler in a process that dies as soon as the row of the charge is written. Whether it came so far."""
 
     def charge(database: sqlite3.Connection, body: bytes) -> bytes:
         _charge(database, body)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    child = os.fork()
-    if not child:
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, 2 * WAIT_S)
-            shop.call(handle, request, charge)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        raise MeasurementFailed(f"a first payment did not end within {2 * WAIT_S:g} s: the machine is busy")
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    return killed_by_itself(lambda: shop.call(handle, request, charge), 2 * WAIT_S)
 
 
 def _judge_at_once(handle_at_once: Handle) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -103,6 +104,34 @@ def running(function: Callable[..., Any], *args: Any) -> Iterator[list[BaseExcep
         if raised:
             raise Wrong(f"your server raised {describe(raised[0])}") from raised[0]
         raise
+
+
+def killed_by_itself(work: Callable[[], object], seconds: float) -> bool:
+    """Run this in a process of its own, which it kills in the middle. Whether it came so far.
+
+    Args:
+        work: sends its process SIGKILL; nothing of it is left but what it has written.
+        seconds: until it has to have ended.
+
+    Raises:
+        MeasurementFailed: it has not.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if ended_by == signal.SIGALRM:
+        raise MeasurementFailed(
+            f"a process of its own did not end within {seconds:g} s: the machine is busy, or your code waits there for "
+            "what never comes"
+        )
+    return ended_by == signal.SIGKILL
 
 
 def in_time(condition: Callable[[], object], seconds: float) -> bool:

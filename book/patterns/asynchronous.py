@@ -17,7 +17,7 @@ from typing import Any
 
 from book import Blank, HiddenTrace, Text, Wrong, recorded
 from book.learn.grading import describe
-from book.learn.judging import in_time
+from book.learn.judging import in_time, killed_by_itself
 from labkit.capture.captured import Captured
 from labkit.errors import MeasurementFailed
 from labkit.lab import Lab
@@ -213,17 +213,12 @@ def _taken(given: Any) -> tuple[int, int, str]:
 
 def _killed_with_a_job(jobs: Callable[..., Functions], path: str, now: float) -> bool:
     """Take a job in a process that is killed as soon as it has it. Whether it came so far."""
-    child = os.fork()
-    if not child:
-        try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, 10)
-            if jobs(path)[1](now) is not None:
-                os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+    def take() -> None:
+        if jobs(path)[1](now) is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return killed_by_itself(take, 10)
 
 
 def _judge_jobs(jobs: Callable[..., Functions]) -> str:
