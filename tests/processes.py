@@ -1,4 +1,4 @@
-"""Processes: those of a lab, found on this machine; one that runs as somebody else."""
+"""Processes: those of a lab, found on this machine; what a program is started by to be somebody else or elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 # As another user, who has no rights over this machine: root outside for files, nobody's capabilities inside.
 ORDINARY = ("unshare", "-U", "--map-user=1000", "--map-group=1000")
+# Where the kernel's settings cannot be written, as in many containers.
+_READ_ONLY = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+FIXED = ("unshare", "-Urm", "sh", "-c", _READ_ONLY, "sh")
 
 
 def processes_of(directory: object) -> dict[int, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import FIXED
 
 from labkit.handshakes import VARIANTS
 
@@ -103,7 +104,6 @@ def test_a_picture_that_cannot_be_written_in_the_end(labkit: Any, tmp_path: Path
     assert "No space left on device" in done.stderr
 
 
-FIXED = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
 NONE = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
 
 
@@ -116,13 +116,12 @@ def rehearsal() -> None:
 @pytest.mark.usefixtures("rehearsal")
 def test_a_machine_that_fixes_the_sysctls(labkit: Any) -> None:
     """It has no Fast Open server: that variant is a recorded one, and said to be."""
-    prefix = ("unshare", "-Urm", "sh", "-c", FIXED, "sh")
-    done = labkit(*SHORT, "--variant", "tfo", "--variant", "tcp", prefix=prefix)
+    done = labkit(*SHORT, "--variant", "tfo", "--variant", "tcp", prefix=FIXED)
     assert done.returncode == 0, done.stderr
     _, tfo, tcp = done.stdout.splitlines()
     assert "(recorded, Linux" in tfo
     assert "recorded" not in tcp
-    done = labkit("doctor", "--json", prefix=prefix)
+    done = labkit("doctor", "--json", prefix=FIXED)
     assert done.returncode == 0
     report = json.loads(done.stdout)
     assert (report["tier"], report["healthy"]) == ("kernel, fixed sysctls", True)

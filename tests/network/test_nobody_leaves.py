@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import ORDINARY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -156,7 +157,7 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as seen:
     sys.exit(subprocess.call(command, pass_fds=[seen.fileno()]))
 """
 
-USERS = {"root": [], "an ordinary user": ["unshare", "-U", "--map-user=1000", "--map-group=1000"]}
+USERS = {"root": (), "an ordinary user": ORDINARY}
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this kernel has no IPv6")

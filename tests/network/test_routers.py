@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from processes import FIXED, ORDINARY
 
 from labkit import InvalidValue, Lab, Link, NameTaken, NotAvailableHere, Rule
 from labkit.network.addresses import MOST_NETWORKS, subnet
@@ -473,8 +474,6 @@ with Lab(rtt_ms=2, networks={"inside": ["client", "router"], "outside": ["router
            ([lab.server.ip], ["-t", "1", lab.server.ip], ["-M", "do", "-s", "1400", lab.server.ip])])
     print(lab.client.routes.to(lab.server).mtu, lab.client.run([*ping, lab.server.ip6]).returncode)
 """
-ORDINARY = ("unshare", "-U", "--map-user=1000", "--map-group=1000")
-FIXED = f'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec {" ".join(ORDINARY)} "$@"'
 
 
 @pytest.mark.parametrize(
@@ -482,7 +481,7 @@ FIXED = f'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys
     [
         (ORDINARY, ["kernel", "[0, 1, 1]", "1300 0"]),
         # IPv6 is forwarded where the kernel's setting can be made, and nowhere else.
-        (("unshare", "-Urm", "sh", "-c", FIXED, "sh"), ["kernel, fixed sysctls", "[0, 1, 1]", "1300 2"]),
+        ((*FIXED, *ORDINARY), ["kernel, fixed sysctls", "[0, 1, 1]", "1300 2"]),
     ],
 )
 def test_routers_of_an_ordinary_user(prefix: tuple[str, ...], said: list[str], python: Callable[..., object]) -> None:

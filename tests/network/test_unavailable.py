@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
+from processes import FIXED
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -82,14 +83,12 @@ def test_a_tier_that_this_machine_does_not_give(python: Start, monkeypatch: pyte
     off = 'echo 0 > /proc/sys/user/max_user_namespaces; exec setpriv --bounding-set=-all --inh-caps=-all "$@"'
     said = str(rehearse(python, "unshare", "-Ur", "sh", "-c", off, "sh")["unavailable"])
     assert "user.max_user_namespaces is 0" in said
-    fixed = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
-    said = str(rehearse(python, "unshare", "-Urm", "sh", "-c", fixed, "sh")["unavailable"])
+    said = str(rehearse(python, *FIXED)["unavailable"])
     assert "LABKIT_TIER asks for 'kernel', and this machine refuses net." in said
 
 
 def test_fixed_sysctls(python: Start) -> None:
-    fixed = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
-    report = rehearse(python, "unshare", "-Urm", "sh", "-c", fixed, "sh")
+    report = rehearse(python, *FIXED)
     refused = report["refused"]
     assert isinstance(refused, dict)
     assert refused["net.ipv4.tcp_fastopen"] == "Read-only file system"

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
+from processes import ORDINARY
 
 from labkit import InvalidValue, Lab
 from labkit.plots import plot_tcp
@@ -125,5 +126,5 @@ with Lab(rtt_ms=0) as lab:
 
 
 def test_an_ordinary_user_may_choose_each_of_them(python: Callable[..., object]) -> None:
-    process = python(ALGORITHMS, prefix=("unshare", "-U", "--map-user=1000", "--map-group=1000"))
+    process = python(ALGORITHMS, prefix=ORDINARY)
     assert process.communicate(timeout=60) == ("all of them\n", "")  # type: ignore[attr-defined]
